@@ -1,0 +1,131 @@
+"""One answer: prompt ids through the engine, its tokens into text, stop rules and typed events."""
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from qwen3omni_wgpu.engine import Engine, Token
+from qwen3omni_wgpu.events import (
+    Done,
+    Event,
+    EventStream,
+    FinishReason,
+    Progress,
+    Reply,
+    TextDelta,
+    TokenLogprob,
+    TopLogprob,
+)
+from qwen3omni_wgpu.inputs.detokenize import TextStream
+from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
+from qwen3omni_wgpu.sampler import GenerationConfig
+
+
+def answer_events(
+    engine: Engine, tokenizer: Tokenizer, ids: list[int], config: GenerationConfig, load_s: float
+) -> EventStream:
+    """Answer the prompt `ids` under a resolved config: Progress for a long prompt, TextDelta, Done."""
+    ahead = yield from _prefill(engine, ids)
+    answer = _Answer(tokenizer, config)
+    tokens = engine.generate(ids, config, frozenset() if config.ignore_eos else tokenizer.eos_ids)
+    with contextlib.closing(tokens):
+        for token in tokens:
+            if text := answer.take(token):
+                yield TextDelta(text)
+            if answer.stopped:
+                break
+    if text := answer.rest():
+        yield TextDelta(text)
+    yield Done(answer.reply(ids, {"load_s": load_s, **_timings(engine, ahead)}))
+
+
+class _Answer:
+    """Collects one answer from its tokens: text with stop rules, ids, log-probabilities."""
+
+    def __init__(self, tokenizer: Tokenizer, config: GenerationConfig):
+        self._tokenizer = tokenizer
+        self._text = TextStream(tokenizer, config.stop, continues=config.raw)
+        self._parts: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] | None = [] if config.logprobs else None
+        self.finish_reason: FinishReason | None = None
+
+    def take(self, token: Token) -> str:
+        """Add a token; the text that is safe to show now."""
+        self._ids.append(token.id)
+        if self._logprobs is not None and token.logprob is not None:
+            top = tuple(TopLogprob(i, self._name(i), value) for i, value in token.top or ())
+            self._logprobs.append(TokenLogprob(token.id, self._name(token.id), token.logprob, top))
+        self.finish_reason = cast("FinishReason | None", token.finish)
+        if token.finish == "stop":  # the token that ends the answer is not part of its text
+            return ""
+        text = self._text.push(token.id)
+        if self.stopped:
+            self.finish_reason = "stop"
+        self._parts.append(text)
+        return text
+
+    @property
+    def stopped(self) -> bool:
+        """True once a stop text has come: the engine itself does not know of it."""
+        return self._text.stopped is not None
+
+    def rest(self) -> str:
+        """What was held back because a character or a stop text could have followed."""
+        text = self._text.finish()
+        self._parts.append(text)
+        return text
+
+    def reply(self, prompt_ids: list[int], timings: dict[str, float]) -> Reply:
+        # Without any token (max_tokens 0) nothing said why the answer ended.
+        reason = self.finish_reason or "length"
+        timings = timings | {"predicted_n": len(self._ids)}
+        return Reply("".join(self._parts), self._ids, prompt_ids, reason, timings, self._logprobs)
+
+    def _name(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Prompt tokens that were in the cache, and those run before the engine's last chunk, with their seconds."""
+
+    cached: int
+    tokens: int
+    seconds: float
+
+
+def _prefill(engine: Engine, ids: list[int]) -> Generator[Event, None, _Ahead]:
+    """Run a long prompt up to its last chunk, reporting after each one; that last chunk is the engine's own start."""
+    cached, chunk = _common(engine.tokens, ids[:-1]), engine.buckets[-1]
+    if len(ids) - cached <= chunk:
+        return _Ahead(cached, 0, 0.0)
+    engine.reset(keep=cached)
+    start, done = time.perf_counter(), cached
+    while len(ids) - done > chunk:
+        engine.prefill(ids[done : done + chunk])
+        engine.device.wait()
+        done += chunk
+        yield Progress("prefill", done, len(ids))
+    return _Ahead(cached, done - cached, time.perf_counter() - start)
+
+
+def _timings(engine: Engine, ahead: _Ahead) -> dict[str, float]:
+    """Seconds and rates. The first token is the prompt's work, so the answer's rate counts from the second."""
+    times = engine.timings
+    prompt_n, prompt_s = ahead.tokens + times.prompt_n, ahead.seconds + times.prompt_s
+    return {
+        "cached_n": ahead.cached,
+        "prompt_n": prompt_n,
+        "prompt_s": prompt_s,
+        "prompt_per_second": prompt_n / prompt_s if prompt_s else 0.0,
+        "predicted_s": times.predicted_s,
+        "predicted_per_second": times.predicted_n / times.predicted_s if times.predicted_s else 0.0,
+    }
+
+
+def _common(cached: Sequence[int], ids: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids)))

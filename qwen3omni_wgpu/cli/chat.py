@@ -1,0 +1,231 @@
+"""`qwen3omni chat`: a conversation on the terminal, or line by line through a pipe."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3omni_wgpu.cli.session import Bar, Interrupt, generation_config, note, opened, print_json, timing_line
+from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
+from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
+from qwen3omni_wgpu.events import Done, Event, EventStream, Reply, TextDelta
+
+if TYPE_CHECKING:
+    from qwen3omni_wgpu.omni import Chat, Omni
+    from qwen3omni_wgpu.sampler import GenerationConfig
+
+_HELP = """\
+/help                this list                /regen              answer the last message again
+/exit                leave (also Ctrl-D)      /stats              speed and context use
+/clear               forget all turns         /save FILE          write the chat as JSON
+/system [TEXT]       show or set, and clear   /load FILE          go on with a saved chat
+/set [NAME [VALUE]]  show or change settings, for example: /set temperature 0
+Ctrl-C ends an answer; at an empty prompt it leaves."""
+
+
+@verb("chat")
+def chat(
+    common: Common,
+    sampling: Sampling,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system message")] = None,
+) -> int:
+    """A conversation; /help lists its commands. Reads one message a line when stdin is a pipe."""
+    config = generation_config(sampling)
+    config.resolved({})
+    with opened(common) as omni:
+        session = _Session(omni, omni.chat(system), config, common)
+        status = session.loop()
+        if common.json:
+            print_json({"messages": session.chat.messages, "turns": session.turns, "device": omni.device.info.name})
+        return status
+
+
+class _Session:
+    """One conversation: reads lines, runs slash commands and answers."""
+
+    def __init__(self, omni: "Omni", chat: "Chat", config: "GenerationConfig", common: Common):
+        self.omni = omni
+        self.chat = chat
+        self.config = config
+        self.common = common
+        self.turns: list[dict[str, Any]] = []
+        self.last: Reply | None = None
+        self.interactive = sys.stdin.isatty()
+
+    def loop(self) -> int:
+        if self.interactive:
+            note(f"{self.omni.path.name} on {self.omni.device.info.name}; /help lists commands", self.common)
+        for line in _lines(self.interactive):
+            try:
+                if not line.strip():
+                    continue
+                if line.strip() in ("/exit", "/quit", "/bye"):
+                    break
+                if line.startswith("/"):
+                    self.command(line)
+                elif not self.answer(self.chat.stream(line, self.config)) and not self.interactive:
+                    return 130
+            except OmniError as error:
+                if not self.interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+        return 0
+
+    def answer(self, events: EventStream) -> bool:
+        """Print one answer as it comes; False when Ctrl-C ended it."""
+        show = not self.common.json
+        event: Event | None = None
+        with Interrupt() as interrupt, Bar(self.common) as bar, closing(events) as stream:
+            for event in stream:
+                bar.show(event)
+                if show and isinstance(event, TextDelta):
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+                if isinstance(event, Done) or interrupt.pressed:
+                    break
+        if show:
+            print(flush=True)
+        if not isinstance(event, Done):
+            return False
+        self.last = event.reply
+        self.turns.append({"finish_reason": self.last.finish_reason, "timings": self.last.timings})
+        note(timing_line(self.last), self.common)
+        return True
+
+    def command(self, line: str) -> None:
+        name, _, rest = line.strip().partition(" ")
+        if name in ("/image", "/audio", "/video", "/voice"):
+            raise UnsupportedModel(f"{name}: this version reads and writes text only")
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: print(_HELP, file=sys.stderr),
+            "/?": lambda _: print(_HELP, file=sys.stderr),
+            "/clear": lambda _: self.chat.clear(),
+            "/regen": self._regenerate,
+            "/system": self._system,
+            "/save": lambda path: self.chat.save(_path(path)),
+            "/load": self._load,
+            "/stats": self._stats,
+            "/set": self._set,
+        }
+        if name not in commands:
+            raise InvalidRequest(f"there is no command {name}; /help lists them")
+        commands[name](rest.strip())
+
+    def _regenerate(self, _: str) -> None:
+        # With the same seed the answer would be the same again.
+        seed = (self.config.seed or 0) + 1
+        self.config = replace(self.config, seed=seed)
+        self.answer(self.chat.regenerate(self.config))
+
+    def _system(self, text: str) -> None:
+        if text:
+            self.chat.clear()
+            self.chat.system = text
+        else:
+            print(self.chat.system or "no system message is set", file=sys.stderr)
+
+    def _load(self, path: str) -> None:
+        self.chat.load(_path(path))
+        note(f"{len(self.chat.messages)} messages", self.common)
+
+    def _stats(self, _: str) -> None:
+        used, size = len(self.omni.engine.tokens), self.omni.ctx_size
+        print(f"context: {used} of {size} tokens", file=sys.stderr)
+        if self.last is not None:
+            for key, value in self.last.timings.items():
+                print(f"{key}: {value:.6g}", file=sys.stderr)
+
+    def _set(self, text: str) -> None:
+        name, _, value = text.partition(" ")
+        name = {"temp": "temperature", "n": "max_tokens"}.get(name, name).replace("-", "_")
+        if not name:
+            for key in _SETTINGS:
+                print(f"{key} = {getattr(self.config, key)}", file=sys.stderr)
+            return
+        if name not in _SETTINGS:
+            raise InvalidRequest(f"there is no setting {name}; /set lists them")
+        if value:
+            changed = replace(self.config, **{name: _value(name, value.strip())})
+            changed.resolved({})
+            self.config = changed
+        print(f"{name} = {getattr(self.config, name)}", file=sys.stderr)
+
+
+_FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_WHOLES = ("max_tokens", "top_k", "repeat_last_n", "seed")
+_SETTINGS = (*_WHOLES, *_FLOATS, "stop", "ignore_eos")
+
+
+def _value(name: str, text: str) -> Any:
+    """The text of `/set NAME VALUE` as the setting's type; `default` = the model's own."""
+    if text == "default":
+        from qwen3omni_wgpu.sampler import GenerationConfig
+
+        return next(field.default for field in fields(GenerationConfig) if field.name == name)
+    if name == "stop":
+        return (text,)
+    if name == "ignore_eos":
+        if text not in ("on", "off"):
+            raise InvalidRequest("ignore_eos is on or off")
+        return text == "on"
+    try:
+        number = int(text) if name in _WHOLES else float(text)
+    except ValueError:
+        raise InvalidRequest(f"{name} must be {'a whole number' if name in _WHOLES else 'a number'}") from None
+    return None if name == "max_tokens" and number == -1 else number
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise InvalidRequest("name a file, for example: /save chat.json")
+    return Path(text).expanduser()
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """Lines from stdin: edited and with a history on a terminal, plain from a pipe. Ctrl-C at the prompt goes up."""
+    if not interactive:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+        return
+    history = _history()
+    try:
+        while True:
+            try:
+                if not sys.stdout.isatty():  # input() would put its prompt into the answer
+                    print("> ", end="", file=sys.stderr, flush=True)
+                yield input("> " if sys.stdout.isatty() else "")
+            except EOFError:
+                print(file=sys.stderr)
+                return
+    finally:
+        if history is not None:
+            history()
+
+
+def _history() -> Callable[[], None] | None:
+    """Load the prompt history; the returned function saves it. None where Python has no readline."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    import platformdirs
+
+    path = Path(platformdirs.user_state_dir("qwen3omni")) / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        readline.read_history_file(path)
+    except OSError:
+        pass  # no history yet, or a home that cannot be written: the chat works without
+    readline.set_history_length(1000)
+
+    def save() -> None:
+        try:
+            readline.write_history_file(path)
+        except OSError as error:
+            print(f"the prompt history was not saved: {error}", file=sys.stderr)
+
+    return save

@@ -1,0 +1,120 @@
+"""`qwen3omni generate`: one answer."""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3omni_wgpu.cli.session import (
+    Bar,
+    Interrupt,
+    generation_config,
+    note,
+    opened,
+    print_json,
+    read_text,
+    timing_line,
+)
+from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
+from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
+from qwen3omni_wgpu.events import Done, Reply, TextDelta
+
+if TYPE_CHECKING:
+    from qwen3omni_wgpu.omni import Omni
+    from qwen3omni_wgpu.sampler import GenerationConfig
+
+
+@verb("generate")
+def generate(
+    common: Common,
+    sampling: Sampling,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="the prompt; - or a pipe = stdin")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="the prompt from a file")] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system message")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="no chat template: the model goes on where the prompt ends")
+    ] = False,
+    logprobs: Annotated[
+        int, typer.Option("--logprobs", metavar="N", help="report the N most likely tokens of every position (--json)")
+    ] = 0,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="print the answer when it is complete")] = False,
+    image: Annotated[list[Path] | None, typer.Option("--image", hidden=True)] = None,
+    audio: Annotated[list[Path] | None, typer.Option("--audio", hidden=True)] = None,
+    video: Annotated[list[Path] | None, typer.Option("--video", hidden=True)] = None,
+    speech: Annotated[Path | None, typer.Option("--speech", hidden=True)] = None,
+) -> int:
+    """One answer to one prompt."""
+    media = {"--image": image, "--audio": audio, "--video": video, "--speech": speech}
+    if given := [name for name, value in media.items() if value]:
+        raise UnsupportedModel(f"{', '.join(given)}: this version reads and writes text only")
+    if raw and system is not None:
+        raise InvalidRequest("--system needs the chat template, and --raw turns it off; use one of them")
+    config = generation_config(sampling, raw=raw, logprobs=logprobs)
+    config.resolved({})  # bad settings are found before the model is loaded
+    text = _prompt(prompt, file)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    with opened(common) as omni:
+        question: Any = text if raw else [*messages, {"role": "user", "content": text}]
+        reply = _answer(omni, question, config, common, show=not (common.json or no_stream))
+        if reply is None:
+            return 130
+        if common.json:
+            print_json(_document(omni, reply, config))
+            return 0
+        if no_stream:
+            print(reply.text)
+        note(timing_line(reply), common)
+    return 0
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise InvalidRequest("give the prompt with -p or with -f, not with both")
+    if file is not None:
+        return read_text(file, "the prompt file")
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InvalidRequest(
+            "no prompt: give one with -p TEXT, -f FILE or through a pipe; `qwen3omni chat` is interactive"
+        )
+    return read_text(Path("-"), "stdin")
+
+
+def _answer(omni: "Omni", prompt: Any, config: "GenerationConfig", common: Common, show: bool) -> Reply | None:
+    """Run one answer, printing it as it comes when `show`; None when Ctrl-C ended it."""
+    written = ""
+    with Interrupt() as interrupt, Bar(common) as bar, closing(omni.stream(prompt, config=config)) as events:
+        for event in events:
+            bar.show(event)
+            if show and isinstance(event, TextDelta):
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+                written = event.text
+            if isinstance(event, Done):
+                break
+            if interrupt.pressed:
+                break
+    if show and not written.endswith("\n"):
+        print(flush=True)
+    return event.reply if isinstance(event, Done) else None
+
+
+def _document(omni: "Omni", reply: Reply, config: "GenerationConfig") -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "text": reply.text,
+        "token_ids": reply.token_ids,
+        "prompt_token_ids": reply.prompt_token_ids,
+        "finish_reason": reply.finish_reason,
+        "timings": reply.timings,
+        "device": omni.device.info.name,
+        "model": str(omni.path),
+        "seed": config.seed,
+    }
+    if reply.logprobs is not None:
+        document["logprobs"] = reply.logprobs
+    return document

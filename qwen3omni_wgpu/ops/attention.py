@@ -1,0 +1,87 @@
+"""Causal attention over a KV cache, and appending to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..gpu import Device, Kernel, Plan, Tensor
+from ..reference import attention as reference
+from .guard import expect, require
+from .rope import TOLERANCE_F16
+
+# exp (WGSL: 3 + 2 |x| ulp) and sums over all keys in another order; outputs are means of values of order 1.
+TOLERANCE = 3e-5
+# Threads of a workgroup, and keys of a tile.
+WG = 64
+
+
+def most_keys(device: Device, heads: int, kv_heads: int, hd: int) -> int:
+    """How many cached keys the kernel can walk through before a driver that counts loops would stop it."""
+    group = heads // kv_heads
+    # Of one tile: the dot products, the search for the maximum, the sums; and some (measured: 1 to 3) around them.
+    rounds = hd // 4 + WG + group + WG // group + 4
+    return device.max_rounds // rounds * WG
+
+
+def store_rows(plan: Plan, x: Tensor, cache: Tensor) -> Tensor:
+    """cache[n_past + t] = x[t]: x [N, W], cache [S, W] float32 or float16. Returns the cache."""
+    expect("store_rows", x, (None, None))
+    n, width = x.shape
+    expect("store_rows", cache, (None, width), ("f32", "f16"))
+    require("store_rows", width % 2 == 0, f"{x.name} has rows of {width}, an odd number")
+    kernel = Kernel.of("store_rows.wgsl", D=width, WG=64, TO=cache.dtype)
+    threads = width // (2 if cache.dtype == "f16" else 1)
+    plan.add("store_rows", kernel, [x, plan.state], [cache], (-(-threads // 64), n, 1), nbytes=8 * n * width)
+
+    def twin(n_past: int, n_tokens: int, x: np.ndarray, cache: np.ndarray) -> list[np.ndarray]:
+        rows, whole = x[:n_tokens], cache.copy()
+        whole[n_past : n_past + len(rows)] = rows
+        return [whole]
+
+    plan.check(twin, [x, cache], [cache], TOLERANCE_F16 if cache.dtype == "f16" else 0.0)
+    return cache
+
+
+def attention(
+    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, heads: int, kv_heads: int, scale: float
+) -> Tensor:
+    """softmax(q k^T * scale) v: q [N, H * HD], keys and values [S, KV * HD] (a KV cache) -> [N, H * HD].
+
+    Token t of the step sees keys 0 .. n_past + t; query head j reads key/value head j / (H / KV).
+    Source: Vaswani et al. 2017; Ainslie et al. 2023 (grouped heads); Milakov and Gimelshein 2018 (online softmax).
+    """
+    expect("attention", q, (None, None))
+    n, width = q.shape
+    require("attention", heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key/value heads evenly")
+    require("attention", width % heads == 0, f"{q.name} has rows of {width} for {heads} heads")
+    hd = width // heads
+    require("attention", hd % 4 == 0, f"heads of {hd} are not a multiple of 4")
+    expect("attention", keys, (None, kv_heads * hd), ("f32", "f16"))
+    expect("attention", values, keys.shape, (keys.dtype,))
+    require("attention", heads // kv_heads <= WG, f"{heads // kv_heads} heads a key/value head, at most {WG}")
+    most = most_keys(plan.device, heads, kv_heads, hd)
+    require("attention", keys.shape[0] <= most, f"{keys.name} has {keys.shape[0]} rows, this device can do {most}")
+    y = plan.empty((n, width), "f32", f"{q.name}.attention")
+    kernel = Kernel.of("attention.wgsl", H=heads, KV=kv_heads, HD=hd, WG=WG, SCALE=float(scale), FROM=keys.dtype)
+    # Cost for a full cache; the loop runs to the count of cached keys.
+    cached = keys.shape[0]
+    plan.add(
+        "attention",
+        kernel,
+        [q, keys, values, plan.state],
+        [y],
+        (kv_heads, n, 1),
+        nbytes=keys.nbytes + values.nbytes + 8 * n * width,
+        flops=4 * n * width * cached,
+    )
+
+    def twin(n_past: int, n_tokens: int, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+        rows = q[:n_tokens].reshape(-1, heads, hd)
+        seen = n_past + len(rows)
+        k, v = (cache[:seen].reshape(-1, kv_heads, hd) for cache in (keys, values))
+        return [reference.attention(rows, k, v, n_past, scale).reshape(-1, width)]
+
+    plan.check(twin, [q, keys, values], [y], TOLERANCE)
+    return y
+
+

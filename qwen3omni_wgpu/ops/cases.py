@@ -1,0 +1,404 @@
+"""The table of op cases: the real models' shapes and the borders of every kernel.
+
+Tests, the micro-benchmarks, `doctor`'s self-test and the instruction report all read this table. A new op is one
+builder and its lines in CASES.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gguf
+import numpy as np
+
+from ..gpu import Device, NumericalError, Plan, Tensor
+from ..reference import rope as rope_reference
+from ..reference import sample as sample_reference
+from .attention import attention, store_rows
+from .elementwise import add, softmax, swiglu, swiglu_joined
+from .gather import embed, select_row
+from .guard import values
+from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
+from .moe import moe_combine, moe_gate
+from .norm import add_rms_norm, rms_norm
+from .rope import rope, rope_qkv
+from .sample import argmax, penalize, top_k
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Outcome of one case. `max_error` is relative to max(1, largest expected value); seconds are the median replay."""
+
+    max_error: float
+    tolerance: float
+    seconds: float
+    bytes: int
+    flops: int
+    dispatches: int
+
+    @property
+    def ok(self) -> bool:
+        return self.max_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op with concrete shapes. `large` cases are for benchmarks: real sizes whose twin takes long."""
+
+    op: str
+    params: dict[str, Any] = field(hash=False)
+    large: bool = False
+
+    @property
+    def name(self) -> str:
+        shown = (f"{key}={value}" for key, value in self.params.items() if value is not None)
+        return f"{self.op}({', '.join(shown)})"
+
+    def plan(self, device: Device, seed: int | None = None) -> Plan:
+        """A finished plan with fresh random inputs."""
+        plan = Plan(device, self.op)
+        outputs = BUILDERS[self.op](plan, np.random.default_rng(seed), **self.params)
+        return plan.finish(keep=outputs)
+
+    def run(self, device: Device, *, seed: int | None = None, repeat: int = 0, check: bool = True) -> CaseResult:
+        """Check the case against its twin, then time `repeat` replays. NumericalError when it differs."""
+        plan = self.plan(device, seed)
+        try:
+            results = plan.run_debug(values) if check else []
+            error, tolerance = max(((error, tol) for _, error, tol in results), default=(0.0, 0.0))
+            seconds = _time(plan, repeat) if repeat else 0.0
+            return CaseResult(error, tolerance, seconds, plan.nbytes, plan.flops, len(plan.steps))
+        finally:
+            plan.free()
+
+
+def _time(plan: Plan, repeat: int) -> float:
+    times = []
+    plan.run()
+    plan.device.wait()
+    # Short kernels are replayed several times a measurement, so that the wait does not hide them.
+    start = time.perf_counter()
+    plan.run()
+    plan.device.wait()
+    inner = int(min(50, max(1, 0.02 / (time.perf_counter() - start))))
+    for _ in range(repeat):
+        start = time.perf_counter()
+        for _ in range(inner):
+            plan.run()
+        plan.device.wait()
+        times.append((time.perf_counter() - start) / inner)
+    return float(np.median(times))
+
+
+# Builders: random inputs on the device, one op recorded, its outputs returned ---------------------------------------
+
+
+def normal(plan: Plan, rng: Rng, *shape: int, name: str = "x", scale: float = 1.0) -> Tensor:
+    return Tensor.from_numpy(plan.device, rng.standard_normal(shape, dtype=np.float32) * np.float32(scale), name)
+
+
+def weight(plan: Plan, rng: Rng, shape: tuple[int, ...], dtype: str, name: str = "w") -> Tensor:
+    """Random weights of variance 1 / D in the type's own bytes."""
+    array = rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
+    raw = gguf.quants.quantize(array, gguf.GGMLQuantizationType[dtype.upper()])
+    return Tensor.from_bytes(plan.device, raw, shape, dtype, name)
+
+
+def _state(plan: Plan, n_past: int, n_tokens: int) -> None:
+    plan.state = Tensor.from_numpy(plan.device, np.array([n_past, n_tokens], np.uint32), "state")
+
+
+def _variant(variant: dict[str, Any] | None) -> Variant | None:
+    return Variant(**variant) if variant else None
+
+
+def _matmul(
+    plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None,
+    used: int | None = None,
+) -> list[Tensor]:  # fmt: skip
+    plan.activations = act
+    if used is not None:
+        _state(plan, 0, used)
+    return [matmul(plan, normal(plan, rng, n, d), weight(plan, rng, (f, d), type), variant=_variant(variant))]
+
+
+def _matmul_joined(plan: Plan, rng: Rng, types: str, n: int, fs: str, d: int, act: str = "f32") -> list[Tensor]:
+    plan.activations = act
+    sizes = zip(types.split(), map(int, fs.split()), strict=True)
+    weights = [weight(plan, rng, (f, d), kind, f"w{i}") for i, (kind, f) in enumerate(sizes)]
+    return [matmul_joined(plan, normal(plan, rng, n, d), weights)]
+
+
+def _matmul_swiglu(
+    plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None
+) -> list[Tensor]:
+    plan.activations = act
+    w = weight(plan, rng, (2 * f, d), type)
+    return [matmul_swiglu(plan, normal(plan, rng, n, d), [w], variant=_variant(variant))]
+
+
+def _moe_matmul(
+    plan: Plan, rng: Rng, type: str, n: int, k: int, e: int, f: int, d: int, shared: bool, act: str = "f32",
+    variant: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    plan.activations = act
+    ids = np.stack([rng.permutation(e)[:k] for _ in range(n)]).astype(np.uint32)
+    x = normal(plan, rng, n if shared else n * k, d)
+    w = weight(plan, rng, (e, f, d), type)
+    return [moe_matmul(plan, x, w, Tensor.from_numpy(plan.device, ids, "ids"), variant=_variant(variant))]
+
+
+def _quantize(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    return list(quantize_q8(plan, normal(plan, rng, n, d)))
+
+
+def _embed(plan: Plan, rng: Rng, type: str, n: int, v: int, d: int) -> list[Tensor]:
+    ids = Tensor.from_numpy(plan.device, rng.integers(0, v, n).astype(np.uint32), "ids")
+    return [embed(plan, weight(plan, rng, (v, d), type), ids)]
+
+
+def _rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    return [rms_norm(plan, normal(plan, rng, n, d), normal(plan, rng, d, name="weight"), 1e-6)]
+
+
+def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
+    return list(add_rms_norm(plan, x, residual, normal(plan, rng, d, name="weight"), 1e-5))
+
+
+def _rope(
+    plan: Plan, rng: Rng, n: int, heads: int, hd: int, style: str, pairs: int | None = None,
+    sections: tuple[int, int, int] | None = None, qk_norm: bool = False, cache: str | None = None, start: int = 0,
+) -> list[Tensor]:  # fmt: skip
+    pairs = pairs or hd // 2
+    freqs = Tensor.from_numpy(plan.device, rope_reference.rope_frequencies(2 * pairs, 1e6), "freqs")
+    base = np.arange(start, start + n, dtype=np.float32)[:, None] + rng.integers(0, 9, (n, 3)).astype(np.float32)
+    positions = Tensor.from_numpy(plan.device, base.astype(np.float32), "positions")
+    weight = normal(plan, rng, hd, name="norm") if qk_norm else None
+    target = None
+    if cache:
+        _state(plan, start, n)
+        target = _filled_cache(plan, rng, start + n + 3, heads * hd, cache)
+    x = normal(plan, rng, n, heads * hd)
+    return [rope(plan, x, positions, freqs, heads, style=style, sections=sections, norm=weight, eps=1e-6, cache=target)]
+
+
+def _rope_qkv(
+    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int = 0,
+    sections: tuple[int, int, int] | None = None, qk_norm: bool = False, pairs: int | None = None,
+) -> list[Tensor]:  # fmt: skip
+    _state(plan, start, n)
+    freqs = Tensor.from_numpy(plan.device, rope_reference.rope_frequencies(2 * (pairs or hd // 2), 1e6), "freqs")
+    places = np.arange(start, start + n)[:, None] + rng.integers(0, 9, (n, 3))
+    positions = Tensor.from_numpy(plan.device, places.astype(np.float32), "positions")
+    keys, vals = (_filled_cache(plan, rng, start + n + 3, kv * hd, cache) for _ in range(2))
+    norms = normal(plan, rng, 2 * hd, name="norms") if qk_norm else None
+    x = normal(plan, rng, n, (heads + 2 * kv) * hd)
+    q = rope_qkv(
+        plan, x, positions, freqs, heads, kv, keys, vals, style=style, sections=sections, norms=norms, eps=1e-6
+    )
+    return [q, keys, vals]
+
+
+def _filled_cache(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Tensor:
+    array = rng.standard_normal((rows, width), dtype=np.float32)
+    return Tensor.from_numpy(plan.device, array.astype(np.float16) if dtype == "f16" else array, "cache")
+
+
+def _store_rows(plan: Plan, rng: Rng, n: int, width: int, cache: str, start: int) -> list[Tensor]:
+    _state(plan, start, n)
+    target = _filled_cache(plan, rng, start + n + 2, width, cache)
+    return [store_rows(plan, normal(plan, rng, n, width), target)]
+
+
+def _attention(plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str) -> list[Tensor]:
+    _state(plan, past, n)
+    keys, vals = (_filled_cache(plan, rng, past + n + 5, kv * hd, cache) for _ in range(2))
+    q = normal(plan, rng, n, heads * hd, name="q")
+    return [attention(plan, q, keys, vals, heads, kv, hd**-0.5)]
+
+
+def _swiglu(plan: Plan, rng: Rng, n: int, f: int, per_token: int = 1) -> list[Tensor]:
+    gate = normal(plan, rng, n * per_token, f, scale=3.0)
+    return [swiglu(plan, gate, normal(plan, rng, n * per_token, f), per_token)]
+
+
+def _swiglu_joined(plan: Plan, rng: Rng, n: int, f: int) -> list[Tensor]:
+    return [swiglu_joined(plan, normal(plan, rng, n, 2 * f, scale=3.0))]
+
+
+def _add(plan: Plan, rng: Rng, n: int, f: int) -> list[Tensor]:
+    return [add(plan, normal(plan, rng, n, f), normal(plan, rng, n, f))]
+
+
+def _softmax(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    return [softmax(plan, normal(plan, rng, n, d, scale=4.0))]
+
+
+def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool) -> list[Tensor]:
+    return list(moe_gate(plan, normal(plan, rng, n, e, scale=2.0), k, renormalise))
+
+
+def _moe_combine(plan: Plan, rng: Rng, n: int, k: int, d: int) -> list[Tensor]:
+    weights = Tensor.from_numpy(plan.device, rng.random((n, k), dtype=np.float32), "weights")
+    return [moe_combine(plan, normal(plan, rng, n * k, d), weights)]
+
+
+def _argmax(plan: Plan, rng: Rng, n: int, v: int) -> list[Tensor]:
+    return [argmax(plan, normal(plan, rng, n, v))]
+
+
+def _top_k(plan: Plan, rng: Rng, v: int, k: int, ties: bool = False) -> list[Tensor]:
+    logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
+    if ties:
+        logits = np.round(logits)
+    ids, vals = top_k(plan, Tensor.from_numpy(plan.device, logits, "logits"), k)
+    want_ids, want, logsumexp = sample_reference.top_k(logits[0], k)
+
+    def twin(_p: int, _n: int, *_: np.ndarray) -> list[np.ndarray]:
+        order = np.lexsort((got_ids := ids.numpy(), -vals.numpy()[:k]))
+        if not np.array_equal(got_ids[order], want_ids):
+            raise NumericalError(f"top_k: the {k} largest of {v} logits differ from the twin's")
+        # The candidates are a set; put the expected values in the order in which the device wrote them.
+        expected = np.append(np.empty(k, np.float32), np.float32(logsumexp))
+        expected[order] = want
+        return [expected]
+
+    plan.check(twin, [], [vals], 1e-5)
+    return [ids, vals]
+
+
+def _penalize(plan: Plan, rng: Rng, v: int, used: int) -> list[Tensor]:
+    pairs = np.stack([rng.permutation(v)[:64], rng.integers(1, 5, 64)], axis=1).astype(np.uint32)
+    options = Tensor.from_numpy(plan.device, np.array([used, 1.3, 0.25, 0.125], np.float32), "options")
+    logits = normal(plan, rng, 1, v, name="logits", scale=5.0)
+    penalize(plan, logits, Tensor.from_numpy(plan.device, pairs, "recent"), options)
+    return [logits]
+
+
+def _select_row(plan: Plan, rng: Rng, n: int, d: int, used: int) -> list[Tensor]:
+    _state(plan, 7, used)
+    return [select_row(plan, normal(plan, rng, n, d))]
+
+
+BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
+    "matmul": _matmul,
+    "matmul_joined": _matmul_joined,
+    "matmul_swiglu": _matmul_swiglu,
+    "moe_matmul": _moe_matmul,
+    "quantize_q8": _quantize,
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "rope": _rope,
+    "rope_qkv": _rope_qkv,
+    "store_rows": _store_rows,
+    "attention": _attention,
+    "swiglu": _swiglu,
+    "swiglu_joined": _swiglu_joined,
+    "add": _add,
+    "softmax": _softmax,
+    "moe_gate": _moe_gate,
+    "moe_combine": _moe_combine,
+    "argmax": _argmax,
+    "top_k": _top_k,
+    "penalize": _penalize,
+    "select_row": _select_row,
+}
+
+
+def _case(op: str, large: bool = False, **params: Any) -> Case:
+    return Case(op, params, large)
+
+
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
+QUANTISED = ("q8_0", "q4_0", "q4_1")
+# Kernel variants that must all be right whatever the rule or the tuner picks on a device.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"shader": "matvec", "lanes": 1, "rows": 4, "tokens": 1, "workgroup": 16},
+    {"shader": "matvec", "lanes": 1, "rows": 8, "tokens": 8, "workgroup": 16},
+    {"shader": "matvec", "lanes": 1, "rows": 8, "tokens": 1, "workgroup": 8, "wide": True},
+    {"shader": "matvec", "lanes": 8, "rows": 2, "tokens": 4, "workgroup": 64},
+    {"shader": "matvec", "lanes": 32, "rows": 1, "tokens": 2, "workgroup": 64},
+    {"shader": "matvec", "lanes": 16, "rows": 2, "tokens": 8, "workgroup": 64},
+    {"shader": "matmul", "workgroup": 256},
+)
+
+CASES: tuple[Case, ...] = (
+    # Every weight type: one token, a few, many; rows with an odd number of blocks (start in the middle of a word).
+    *(_case("matmul", type=t, n=n, f=96, d=d) for t in TYPES for n, d in ((1, 256), (1, 96), (5, 96), (19, 160))),
+    *(_case("matmul", type=t, n=n, f=80, d=d, act="q8") for t in QUANTISED for n, d in ((1, 256), (3, 96), (33, 224))),
+    *(_case("matmul", type="q8_0", n=13, f=150, d=288, act=act, variant=v) for v in VARIANTS for act in ("f32", "q8")),
+    *(_case("matmul", type="q4_1", n=70, f=130, d=192, act=act, variant=VARIANTS[-1]) for act in ("f32", "q8")),
+    _case("matmul", type="q8_0", n=32, f=64, d=64, used=11),
+    # SmolLM2-135M and the 30B thinker.
+    *(_case("matmul", type="q8_0", n=n, f=f, d=d) for n in (1, 128) for f, d in ((576, 576), (1536, 576), (576, 1536))),
+    *(_case("matmul", type="q8_0", n=1, f=f, d=d) for f, d in ((4096, 2048), (512, 2048), (2048, 4096))),
+    _case("matmul", type="f32", n=1, f=128, d=2048),
+    _case("matmul", type="q8_0", n=1, f=4096, d=2048, act="q8"),
+    _case("matmul", type="q8_0", n=128, f=512, d=2048, act="q8"),
+    *(_case("matmul", True, type="q8_0", n=n, f=4096, d=2048, act=a) for n in (4, 8, 128, 512) for a in ("f32", "q8")),
+    *(_case("matmul", True, type="q8_0", n=1, f=152064, d=2048, act=act) for act in ("f32", "q8")),
+    *(
+        _case("moe_matmul", type=t, n=n, k=k, e=8, f=48, d=96, shared=shared, act=act)
+        for t, act in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_0", "f32"), ("q4_1", "q8"))
+        for n, k, shared in ((1, 2, True), (1, 2, False), (5, 3, True), (5, 3, False))
+    ),
+    *(_case("moe_matmul", type="q8_0", n=3, k=2, e=8, f=50, d=288, shared=True, variant=v) for v in VARIANTS[0:5:2]),
+    _case("moe_matmul", type="q8_0", n=1, k=8, e=16, f=768, d=2048, shared=True),
+    _case("moe_matmul", type="q8_0", n=1, k=8, e=16, f=2048, d=768, shared=False),
+    *(_case("moe_matmul", True, type="q8_0", n=n, k=8, e=128, f=768, d=2048, shared=True, act=a)
+      for n in (1, 8) for a in ("f32", "q8")),
+    *(_case("moe_matmul", True, type="q8_0", n=n, k=8, e=128, f=2048, d=768, shared=False, act=a)
+      for n in (1, 8) for a in ("f32", "q8")),
+    _case("quantize_q8", n=1, d=2048),
+    _case("quantize_q8", n=37, d=576),
+    *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),
+    _case("embed", type="q8_0", n=3, v=4096, d=2048),
+    *(_case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
+    *(_case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
+    *(_case("rope", n=n, heads=h, hd=hd, style=s)
+      for n, h, hd in ((1, 9, 64), (17, 4, 128)) for s in ("neox", "interleaved")),
+    _case("rope", n=3, heads=2, hd=128, style="neox", pairs=32),
+    _case("rope", n=4, heads=3, hd=128, style="neox", start=31000),
+    *(_case("rope", n=6, heads=4, hd=hd, style="neox", sections=sec, qk_norm=True, cache=c)
+      for hd, sec in ((128, (24, 20, 20)), (64, (12, 10, 10)), (32, (6, 5, 5))) for c in (None, "f32", "f16")),
+    _case("rope", n=1, heads=4, hd=128, style="interleaved", cache="f16", start=40),
+    *(_case("rope_qkv", n=n, heads=h, kv=kv, hd=hd, style="neox", cache=c, start=s, sections=sec, qk_norm=True)
+      for n, h, kv, hd, s, sec in ((1, 32, 4, 128, 9, (24, 20, 20)), (5, 4, 2, 64, 0, None)) for c in ("f32", "f16")),
+    *(_case("rope_qkv", n=n, heads=9, kv=3, hd=64, style="interleaved", cache=c, start=s)
+      for n, s in ((1, 200), (9, 3)) for c in ("f32", "f16")),
+    _case("rope_qkv", n=2, heads=2, kv=1, hd=128, style="neox", cache="f16", pairs=32, start=5),
+    *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act)
+      for t, f in (("q8_0", "130"), ("q4_0 q4_0 q8_0", "64 40 26")) for n in (1, 20) for act in ("f32", "q8")),
+    *(_case("matmul_swiglu", type=t, n=n, f=f, d=d, act=act)
+      for t, act in (("q8_0", "f32"), ("q8_0", "q8"), ("q4_1", "f32"), ("f16", "f32"))
+      for n, f, d in ((1, 75, 96), (3, 64, 96), (20, 100, 96))),
+    *(_case("matmul_swiglu", type="q8_0", n=13, f=75, d=288, act=a, variant=v)
+      for v in VARIANTS for a in ("f32", "q8")),
+    _case("matmul_swiglu", type="q8_0", n=1, f=1536, d=576),
+    *(_case("swiglu_joined", n=n, f=f) for n, f in ((1, 1536), (7, 36))),
+    *(_case("store_rows", n=5, width=w, cache=c, start=3) for w in (192, 512) for c in ("f32", "f16")),
+    *(_case("attention", n=n, heads=h, kv=kv, hd=hd, past=p, cache=c)
+      for n, h, kv, hd, p in ((1, 9, 3, 64, 0), (1, 32, 4, 128, 63), (1, 32, 4, 128, 64), (1, 16, 2, 128, 300),
+                              (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))
+      for c in ("f32", "f16")),
+    *(_case("attention", True, n=1, heads=32, kv=4, hd=128, past=p, cache="f16") for p in (4095, 32767)),
+    *(_case("swiglu", n=n, f=f, per_token=p) for n, f, p in ((1, 1536, 1), (9, 768, 8), (3, 36, 3))),
+    _case("add", n=5, f=2048),
+    *(_case("softmax", n=n, d=d) for n, d in ((3, 128), (2, 1000))),
+    *(_case("moe_gate", n=n, e=e, k=k, renormalise=r)
+      for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),
+    *(_case("moe_combine", n=n, k=k, d=d) for n, k, d in ((1, 8, 2048), (5, 2, 36))),
+    *(_case("argmax", n=n, v=v) for n, v in ((1, 49152), (3, 151), (1, 152064))),
+    *(_case("top_k", v=v, k=k) for v, k in ((49152, 40), (152064, 128), (300, 128), (128, 128), (777, 1))),
+    *(_case("top_k", v=v, k=k, ties=True) for v, k in ((4096, 128), (513, 40))),
+    *(_case("penalize", v=1000, used=u) for u in (0, 64, 37)),
+    _case("select_row", n=8, d=576, used=5),
+    _case("select_row", n=1, d=2048, used=1),
+)  # fmt: skip

@@ -1,0 +1,24 @@
+"""Twins of ops/elementwise.py."""
+
+import numpy as np
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """silu(gate) * up with silu(g) = g / (1 + e^-g); gate and up of equal shape -> the same shape.
+
+    Source: transformers, LlamaMLP (act_fn(gate_proj(x)) * up_proj(x), act_fn silu).
+    """
+    # e^-g overflows to inf for very negative g, which gives the right limit: g / inf = -0
+    with np.errstate(over="ignore"):
+        return gate / (np.float32(1) + np.exp(-gate)) * up
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a + b of equal shape."""
+    return a + b
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """softmax over the last axis: x [..., D] -> [..., D]; the maximum is taken off first. -inf gives exactly 0."""
+    exps = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return exps / np.sum(exps, axis=-1, keepdims=True)

@@ -1,0 +1,27 @@
+"""Twins of ops/moe.py."""
+
+import numpy as np
+
+from .elementwise import softmax
+
+
+def moe_gate(logits: np.ndarray, k: int, renormalise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax over all experts, the k most probable of them, optionally divided by their sum.
+
+    logits [N, E], 1 <= k <= E -> (ids uint32 [N, K], weights float32 [N, K]), by falling probability, ties to the lower
+    id.
+    Source: transformers, Qwen3MoeTopKRouter (softmax first, then top-k, then norm_topk_prob).
+    """
+    probabilities = softmax(logits)
+    # a stable sort of the negated logits keeps the lower id first on ties; logits order exactly as probabilities do,
+    # without the ties that rounding or underflow of the exponential would add
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    weights = np.take_along_axis(probabilities, ids, axis=-1)
+    if renormalise:
+        weights = weights / np.sum(weights, axis=-1, keepdims=True)
+    return ids.astype(np.uint32), weights
+
+
+def moe_combine(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sum of the chosen experts' outputs: y [N, K, D], weights [N, K] -> [N, D]."""
+    return np.einsum("nkd,nk->nd", y, weights)

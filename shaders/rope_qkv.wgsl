@@ -1,0 +1,66 @@
+// What attention needs of one matmul's queries, keys and values: q turned, k turned into row n_past + t of the key
+// cache, v copied into the value cache. With NORM an RMS norm over every query and key head comes first (QK-norm).
+// x is [N, (H + 2 KV) * HD]; one workgroup a head of a token, all of them in one dispatch. Turning: lib/turn.wgsl.
+// Bindings: x, positions, freqs, [norms: HD weights for q, HD for k], state, q, keys, values. Called by ops/rope.py.
+//# include "lib/turn.wgsl"
+//# include "lib/store.wgsl"
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> positions: array<f32>;
+@group(0) @binding(2) var<storage, read> freqs: array<f32>;
+//# if NORM
+@group(0) @binding(3) var<storage, read> norms: array<f32>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> q: array<f32>;
+@group(0) @binding(6) var<storage, read_write> keys: array<STORED>;
+@group(0) @binding(7) var<storage, read_write> values: array<STORED>;
+//# else
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> q: array<f32>;
+@group(0) @binding(5) var<storage, read_write> keys: array<STORED>;
+@group(0) @binding(6) var<storage, read_write> values: array<STORED>;
+//# endif
+
+const WORDS: u32 = HD / STORED_EACH;
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
+    let head = group.x;
+    let token = group.y;
+    if (token >= state[1]) {
+        return;
+    }
+    let start = (token * (H + 2u * KV) + head) * HD;
+    let row = (state[0] + token) * KV;
+    if (head >= H + KV) {
+        let to = (row + head - H - KV) * WORDS;
+        for (var i = tid; i < WORDS; i += WG) {
+            let at = start + i * STORED_EACH;
+            values[to + i] = stored(x[at], x[at + STORED_EACH - 1u]);
+        }
+        return;
+    }
+    for (var d = tid; d < HD; d += WG) {
+        head_in[d] = x[start + d];
+    }
+    workgroupBarrier();
+//# if NORM
+    let scale = head_scale(tid);
+    let which = select(0u, HD, head >= H);
+    for (var d = tid; d < HD; d += WG) {
+        head_in[d] = norms[which + d] * (head_in[d] * scale);
+    }
+    workgroupBarrier();
+//# endif
+    turn_head(token, tid);
+    if (head < H) {
+        for (var d = tid; d < HD; d += WG) {
+            q[(token * H + head) * HD + d] = head_out[d];
+        }
+        return;
+    }
+    let to = (row + head - H) * WORDS;
+    for (var i = tid; i < WORDS; i += WG) {
+        keys[to + i] = stored(head_out[i * STORED_EACH], head_out[i * STORED_EACH + STORED_EACH - 1u]);
+    }
+}

