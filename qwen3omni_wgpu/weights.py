@@ -1,22 +1,24 @@
-"""GGUF tensors to GPU tensors: the file's own bytes, read straight into memory that shaders can see.
+"""Tensors of a model file to GPU tensors: their bytes, read or converted straight into memory that shaders can see.
 
 On a UMA device a buffer is made mapped and the file is read into the mapping: no staging copy, no second copy. On a
-discrete GPU the bytes go through small staging writes. Tensors larger than a binding become several buffers.
+discrete GPU the bytes go through small staging writes. Tensors larger than a binding become several buffers. Tensors
+that are still to be made (a Hugging Face checkpoint's, quantised) are converted chunk by chunk on the way.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
 
 from . import env
-from .errors import InvalidModelFile, ModelNotFound, OutOfDeviceMemory
-from .formats.gguf import GGUFFile, TensorInfo, dequantize
+from .errors import OutOfDeviceMemory
+from .formats.gguf import GGUFFile
+from .formats.quants import BLOCKS
+from .formats.tensors import Info, dequantize, read_bytes
 from .gpu import Device, Part, Tensor
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -30,12 +32,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Piece:
-    """One part of one tensor, still to be read: `runs` of (offset in the file, bytes), one behind the other."""
+    """One part of one tensor, still to be read: runs of bytes [start, stop) of tensors, one behind the other."""
 
     part: Part
-    path: Path
-    runs: tuple[tuple[int, int], ...]
-    name: str
+    runs: tuple[tuple[Info, int, int], ...]
 
 
 def load_weights(
@@ -45,7 +45,7 @@ def load_weights(
     progress: Progress | None = None,
     joined: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Tensor]:
-    """Read the named tensors of a GGUF file into GPU memory, as they are; vectors become float32.
+    """Read the named tensors of a model file into GPU memory, in the types they have there; vectors become float32.
 
     `joined` names matrices that shall lie in one tensor, row after row (name -> members): one matmul then serves them
     all. Those whose types or row lengths differ stay apart, under their own names.
@@ -71,9 +71,7 @@ def load_weights(
     return tensors
 
 
-def _groups(
-    file: GGUFFile, names: Iterable[str], joined: Mapping[str, Sequence[str]]
-) -> dict[str, list[TensorInfo]]:
+def _groups(file: GGUFFile, names: Iterable[str], joined: Mapping[str, Sequence[str]]) -> dict[str, list[Info]]:
     """Name on the device -> tensors of the file that go into it."""
     groups = {name: [file.tensors[name]] for name in names}
     for name, members in joined.items():
@@ -85,7 +83,7 @@ def _groups(
     return groups
 
 
-def _pieces(tensor: Tensor, infos: Sequence[TensorInfo]) -> list[_Piece]:
+def _pieces(tensor: Tensor, infos: Sequence[Info]) -> list[_Piece]:
     row = infos[0].nbytes // infos[0].shape[0]
     pieces = []
     for part in tensor.parts:
@@ -93,9 +91,9 @@ def _pieces(tensor: Tensor, infos: Sequence[TensorInfo]) -> list[_Piece]:
         for info in infos:
             start, stop = max(part.start, at), min(part.stop, at + info.shape[0])
             if start < stop:
-                runs.append((info.offset + (start - at) * row, (stop - start) * row))
+                runs.append((info, (start - at) * row, (stop - at) * row))
             at += info.shape[0]
-        pieces.append(_Piece(part, infos[0].path, tuple(runs), tensor.name))
+        pieces.append(_Piece(part, tuple(runs)))
     return pieces
 
 
@@ -136,11 +134,10 @@ def _read_mapped(device: Device, piece: _Piece) -> int:
         _log.warning("%s; loading it through staging instead", error)
         return _read_staged(device, piece)
     part.storage.buffer = buffer
-    with _open(piece) as file:
-        view, at = device.mapped_view(buffer), 0
-        for offset, size in piece.runs:
-            _read_exactly(file.fileno(), view[at : at + size], offset, piece)
-            at += size
+    view, at = device.mapped_view(buffer), 0
+    for info, start, stop in piece.runs:
+        read_bytes(info, start, stop, view[at : at + stop - start])
+        at += stop - start
     buffer.unmap()
     return part.nbytes
 
@@ -149,48 +146,28 @@ def _read_staged(device: Device, piece: _Piece) -> int:
     """Make the part's buffer and write it in chunks that the driver stages."""
     part = piece.part
     part.storage.buffer = device.create_buffer(part.nbytes, part.storage.label)
-    chunk = bytearray(min(STAGING_BYTES, (part.nbytes + 3) // 4 * 4))
-    with _open(piece) as file:
-        for start in range(0, part.nbytes, len(chunk)):
-            size = min(len(chunk), part.nbytes - start)
-            at = 0
-            for offset, count in _cut(piece.runs, start, size):
-                _read_exactly(file.fileno(), memoryview(chunk)[at : at + count], offset, piece)
-                at += count
-            padded = (size + 3) // 4 * 4
-            device.write_buffer(part.storage.buffer, memoryview(chunk)[:padded], start)
-            # The driver keeps staged bytes until the next submit is done: without this, a second copy of the model.
-            device.wait()
+    # Whole blocks, because tensors that are converted come in them, and whole words, because writes do.
+    unit = math.lcm(4, BLOCKS[piece.runs[0][0].type][1])
+    chunk = bytearray(min(STAGING_BYTES // unit * unit, (part.nbytes + 3) // 4 * 4))
+    for start in range(0, part.nbytes, len(chunk)):
+        size = min(len(chunk), part.nbytes - start)
+        at = 0
+        for info, low, high in _cut(piece.runs, start, size):
+            read_bytes(info, low, high, memoryview(chunk)[at : at + high - low])
+            at += high - low
+        padded = (size + 3) // 4 * 4
+        device.write_buffer(part.storage.buffer, memoryview(chunk)[:padded], start)
+        # The driver keeps staged bytes until the next submit is done: without this, a second copy of the model.
+        device.wait()
     return part.nbytes
 
 
-def _cut(runs: Sequence[tuple[int, int]], start: int, size: int) -> list[tuple[int, int]]:
+def _cut(runs: Sequence[tuple[Info, int, int]], start: int, size: int) -> list[tuple[Info, int, int]]:
     """The runs of `size` bytes from byte `start` of their concatenation."""
     result, at = [], 0
-    for offset, count in runs:
-        low, high = max(start, at), min(start + size, at + count)
+    for info, first, last in runs:
+        low, high = max(start, at), min(start + size, at + last - first)
         if low < high:
-            result.append((offset + low - at, high - low))
-        at += count
+            result.append((info, first + low - at, first + high - at))
+        at += last - first
     return result
-
-
-def _open(piece: _Piece) -> FileIO:
-    try:
-        return FileIO(piece.path)
-    except OSError as error:
-        raise ModelNotFound(f"{piece.path}: cannot be opened any more ({error.strerror}); load it again") from error
-
-
-def _read_exactly(descriptor: int, view: memoryview, offset: int, piece: _Piece) -> None:
-    done = 0
-    while done < len(view):
-        try:
-            got = os.preadv(descriptor, [view[done:]], offset + done)
-        except OSError as error:
-            raise ModelNotFound(f"{piece.path}: cannot be read ({error.strerror}); check the disk") from error
-        if got == 0:
-            raise InvalidModelFile(
-                f"{piece.path}: ends inside tensor '{piece.name}' (it became shorter while loading); download it again"
-            )
-        done += got

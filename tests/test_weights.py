@@ -9,7 +9,8 @@ from tiny_gguf import write_tiny
 
 from qwen3omni_wgpu import weights as weights_module
 from qwen3omni_wgpu.errors import InvalidModelFile, ModelNotFound, OutOfDeviceMemory
-from qwen3omni_wgpu.formats.gguf import GGUFFile, dequantize, read_gguf
+from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
+from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.gpu import Device, Tensor
 from qwen3omni_wgpu.models.config import tensor_shapes, text_config
 from qwen3omni_wgpu.models.text import TOGETHER, TextModel

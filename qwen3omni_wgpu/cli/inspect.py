@@ -126,7 +126,7 @@ def free_bytes(shares_host_memory: bool) -> int | None:
 
 def _tensor_rows(file: "GGUFFile") -> list[dict[str, Any]]:
     return [
-        {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.nbytes, "offset": info.offset}
+        {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.nbytes}
         for name, info in file.tensors.items()
     ]
 

@@ -7,7 +7,7 @@ replaces the hooks that trust the file (bounds, counts, lengths, names) and the 
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -15,25 +15,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import GGUFReader, ReaderField
-from gguf.quants import dequantize as _dequantize
 
 from ..errors import InvalidModelFile, ModelNotFound, UnsupportedModel
+from .quants import BLOCKS, TYPES
+from .tensors import Info, TensorInfo, shown
 
-_TYPES = {
-    "f32": GGMLQuantizationType.F32,
-    "f16": GGMLQuantizationType.F16,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-    "q4_1": GGMLQuantizationType.Q4_1,
-}
-_NAMES = {value: name for name, value in _TYPES.items()}
+_NAMES = {value: name for name, value in TYPES.items()}
 SUPPORTED_TYPES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1"
-
-BLOCKS: dict[str, tuple[int, int]] = {name: GGML_QUANT_SIZES[value] for name, value in _TYPES.items()}
-"""Tensor type -> (weights per block, bytes per block). A row is a whole number of blocks."""
 
 # Far above any real header (a 262k-token vocabulary with merges takes 25 MB): bounds time and memory on hostile files.
 _MAX_HEADER = 128 << 20
@@ -66,27 +56,17 @@ _AGAIN = "download or convert it again"
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies.
-
-    shape is row-major (GGUF's dimensions reversed), type a key of BLOCKS, offset in bytes from the start of the file.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    path: Path
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class GGUFFile:
-    """A checked header: every tensor lies wholly inside the file, none overlaps another, every type is one we run."""
+    """A checked header: every tensor lies wholly inside the file, none overlaps another, every type is one we run.
+
+    The same for a file that is still to be made, from a Hugging Face folder say: then `path` is where it comes from.
+    kinds: metadata key -> GGUF value type, for arrays ARRAY and the type of the elements; empty when not from a file.
+    """
 
     path: Path
     metadata: dict[str, Any]
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, Info]
+    kinds: dict[str, tuple[GGUFValueType, ...]] = field(default_factory=dict)
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -103,23 +83,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidModelFile(f"{path}: cannot be read ({reason}); check its permissions and disk") from error
-    return GGUFFile(path, reader.metadata, reader.infos)
-
-
-def shown(value: object) -> str:
-    """repr, cut to 80 characters: names and values from a file can be anything, a message is one short line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:76] + "..." + text[-1]
-
-
-def dequantize(info: TensorInfo) -> npt.NDArray[np.float32]:
-    """All weights of one tensor as float32 of `info.shape`, on the host (for tests and small tensors)."""
-    per_block, block_bytes = BLOCKS[info.type]
-    data = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.offset)
-    if data.size != info.nbytes:
-        raise InvalidModelFile(f"{info.path}: truncated inside tensor {shown(info.name)}; {_AGAIN}")
-    rows = data.reshape(-1, info.shape[-1] // per_block * block_bytes)
-    return _dequantize(rows, _TYPES[info.type]).astype(np.float32, copy=False).reshape(info.shape)
+    return GGUFFile(path, reader.metadata, dict(reader.infos), reader.kinds)
 
 
 def _check_regular(path: Path) -> None:
@@ -169,6 +133,7 @@ class _CheckedReader(GGUFReader):
         self.where = "at its start"
         self.metadata: dict[str, Any] = {}
         self.infos: dict[str, TensorInfo] = {}
+        self.kinds: dict[str, tuple[GGUFValueType, ...]] = {}
         self.header_end = 0
         super().__init__(path, "r")
 
@@ -214,6 +179,7 @@ class _CheckedReader(GGUFReader):
             self._bad(f"metadata key {shown(field.name)} occurs twice")
         self.metadata[field.name] = field.parts[-1][0]
         self.fields[field.name] = field
+        self.kinds[field.name] = tuple(field.types)
         self.where = f"after key {shown(field.name)}"
         return 0
 
@@ -230,13 +196,15 @@ class _CheckedReader(GGUFReader):
         self, orig_offs: int, raw_type: int
     ) -> tuple[int, list[npt.NDArray[Any]], list[int], list[GGUFValueType]]:
         kind = self._value_type(raw_type)
+        kinds = [kind]
         if kind == GGUFValueType.ARRAY:
-            value, size = self._array(orig_offs)
+            value, size, element = self._array(orig_offs)
+            kinds.append(element)
         elif kind == GGUFValueType.STRING:
             (value,), size = self._texts(orig_offs, 1)
         else:
             (value,), size = self._scalars(orig_offs, kind, 1)
-        return size, [_boxed(value)], [0], [kind]
+        return size, [_boxed(value)], [0], kinds
 
     def _value_type(self, raw: int) -> GGUFValueType:
         try:
@@ -244,7 +212,7 @@ class _CheckedReader(GGUFReader):
         except ValueError:
             self._bad(f"damaged: unknown value type {int(raw)} {self.where}")
 
-    def _array(self, offset: int) -> tuple[list[Any], int]:
+    def _array(self, offset: int) -> tuple[list[Any], int, GGUFValueType]:
         kind = self._value_type(self._get(offset, np.uint32)[0])
         count = int(self._get(offset + 4, np.uint64)[0])
         if kind == GGUFValueType.ARRAY:
@@ -253,7 +221,7 @@ class _CheckedReader(GGUFReader):
         self._check_count("array elements", count, smallest, offset + 12)
         is_text = kind == GGUFValueType.STRING
         values, size = self._texts(offset + 12, count) if is_text else self._scalars(offset + 12, kind, count)
-        return values, size + 12
+        return values, size + 12, kind
 
     def _scalars(self, offset: int, kind: GGUFValueType, count: int) -> tuple[list[Any], int]:
         values = self._get(offset, _SCALARS[kind], count)
@@ -310,10 +278,10 @@ class _CheckedReader(GGUFReader):
         # Anything but zeros here means a wrong tensor count, which would shift the data of all tensors.
         if self.data[self.header_end : min(start_offs, self.header_end + _MIN_TENSOR)].any():
             self._bad("damaged: the padding after the tensor table is not zero")
-        for field in fields:
-            if field.name in self.infos:
-                self._bad(f"tensor {shown(field.name)} occurs twice")
-            self.infos[field.name] = self._tensor(start_offs, field)
+        for entry in fields:
+            if entry.name in self.infos:
+                self._bad(f"tensor {shown(entry.name)} occurs twice")
+            self.infos[entry.name] = self._tensor(start_offs, entry)
         self._check_overlap()
 
     def _tensor(self, start: int, field: ReaderField) -> TensorInfo:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidModelFile, UnsupportedModel
-from ..formats.gguf import GGUFFile, shown
+from ..formats.gguf import GGUFFile
+from ..formats.tensors import shown
 
 _DENSE = ("llama", "qwen3")
 _MOE = ("qwen3moe", "qwen3vlmoe")

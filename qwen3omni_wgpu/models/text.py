@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import ops
-from ..formats.gguf import GGUFFile, dequantize
+from ..formats.gguf import GGUFFile
+from ..formats.tensors import dequantize
 from ..gpu import Device, Plan, Tensor
 from ..reference.rope import rope_frequencies
 from ..weights import load_weights

@@ -14,7 +14,9 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from tiny_gguf import TYPES, write_tiny
 
 from qwen3omni_wgpu.errors import InvalidModelFile, ModelNotFound, OmniError, UnsupportedModel
-from qwen3omni_wgpu.formats.gguf import BLOCKS, GGUFFile, TensorInfo, dequantize, read_gguf
+from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
+from qwen3omni_wgpu.formats.quants import BLOCKS
+from qwen3omni_wgpu.formats.tensors import TensorInfo, dequantize
 
 F32, F16, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0
 U8, U32, U64, TEXT, ARRAY, BOOL = (
@@ -165,6 +167,11 @@ def test_version_2_empty_arrays_and_own_alignment(tmp_path: Path) -> None:
         path,
         {"general.architecture": "llama", "general.alignment": 256, "x": []},
         {"a": TensorInfo("a", (4,), "f32", path, 512, 16)},
+        {
+            "general.architecture": (GGUFValueType.STRING,),
+            "general.alignment": (GGUFValueType.UINT32,),
+            "x": (GGUFValueType.ARRAY, GGUFValueType.STRING),
+        },
     )
     assert dequantize(file.tensors["a"]).tolist() == [0, 1, 2, 3]
 
@@ -371,5 +378,5 @@ def test_dequantize_of_a_file_that_has_shrunk(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "a.gguf", arch="llama")
     info = read_gguf(path).tensors["output.weight"]
     os.truncate(path, info.offset + info.nbytes - 1)
-    with pytest.raises(InvalidModelFile, match=r"truncated inside tensor 'output\.weight'"):
+    with pytest.raises(InvalidModelFile, match=r"ends inside tensor 'output\.weight'"):
         dequantize(info)

@@ -11,7 +11,8 @@ from gguf.quants import dequantize as dequantize_blocks
 from tiny_gguf import byte_symbols, q8_chunks, write_tiny
 
 from qwen3omni_wgpu.errors import InvalidModelFile, OmniError, UnsupportedModel
-from qwen3omni_wgpu.formats.gguf import GGUFFile, dequantize, read_gguf
+from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
+from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.models.config import (
     ARCHITECTURES,
     TextConfig,

@@ -6,7 +6,8 @@ from reference.text_model import TextModel as NumPyModel
 from tiny_gguf import write_layer_slice_30b
 
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.formats.gguf import dequantize, read_gguf
+from qwen3omni_wgpu.formats.gguf import read_gguf
+from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.models.text import TextModel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

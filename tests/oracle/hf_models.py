@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 
-from qwen3omni_wgpu.formats.gguf import GGUFFile, dequantize
+from qwen3omni_wgpu.formats.gguf import GGUFFile
+from qwen3omni_wgpu.formats.tensors import dequantize
 
 FAR_ID = 1 << 30  # no vocabulary reaches it: placeholder ids of the thinker that random tokens must never hit
 

@@ -8,7 +8,8 @@ from reference.goldens import read_prompts, read_text
 from reference.text_model import TextModel, forward
 from tiny_gguf import write_tiny
 
-from qwen3omni_wgpu.formats.gguf import GGUFFile, TensorInfo, read_gguf
+from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
+from qwen3omni_wgpu.formats.tensors import TensorInfo
 from qwen3omni_wgpu.reference.attention import attention
 from qwen3omni_wgpu.reference.moe import moe_gate
 from qwen3omni_wgpu.reference.rope import rope_frequencies

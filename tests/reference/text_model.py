@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwen3omni_wgpu.formats.gguf import GGUFFile, dequantize
+from qwen3omni_wgpu.formats.gguf import GGUFFile
+from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.models.config import text_config
 from qwen3omni_wgpu.reference.attention import attention
 from qwen3omni_wgpu.reference.elementwise import swiglu
