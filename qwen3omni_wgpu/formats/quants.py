@@ -28,6 +28,8 @@ BLOCKS: dict[str, tuple[int, int]] = {name: GGML_QUANT_SIZES[value] for name, va
 # Values in one pass (a multiple of every block size); bench/quantize.py --chunks measures other ones.
 CHUNK = 1 << 17
 
+# f16 numbers at the start of a block
+_SCALES = {"q8_0": 1, "q4_0": 1, "q4_1": 2}
 _Q8_0 = np.dtype([("scale", "<f2"), ("weights", "V32")])
 _MAGNITUDE, _SIGN = np.uint32(0x7FFFFFFF), np.uint32(0x80000000)
 _INFINITY = 0x7F800000
@@ -44,6 +46,10 @@ _TOO_LARGE = {
 
 class NotFinite(ValueError):
     """A weight is NaN or infinite, or becomes infinite in the wanted type; the message ends a sentence about it."""
+
+
+class TooLarge(NotFinite):
+    """The weights are sound, but the wanted type cannot hold the largest; the message names one that can."""
 
 
 class _Buffers(threading.local):
@@ -89,15 +95,17 @@ def encode(values: npt.NDArray[np.float32], type: str, out: npt.NDArray[np.uint8
 
 
 def check_finite(raw: npt.NDArray[np.uint8], type: str) -> None:
-    """NotFinite when bytes of this type (f32, f16 or bf16), which are copied as they are, hold NaN or infinity."""
+    """NotFinite when bytes of whole blocks, which are copied as they are, hold NaN or infinity (also as a scale)."""
     if type == "f32":
-        bits, exponent = raw.view(np.uint32), _INFINITY
+        bits, exponent = raw.view(np.uint32), np.uint32(_INFINITY)
     else:
-        bits, exponent = raw.view(np.uint16), {"f16": 0x7C00, "bf16": 0x7F80}[type]
+        bits, exponent = raw.view(np.uint16), np.uint16(0x7F80 if type == "bf16" else 0x7C00)
+    if type in _SCALES:
+        bits = bits.reshape(-1, BLOCKS[type][1] // 2)[:, : _SCALES[type]].reshape(-1)
     scratch = _buffers.a.view(bits.dtype)
     for start in range(0, bits.size, scratch.size):
         chunk = bits[start : start + scratch.size]
-        if np.bitwise_and(chunk, bits.dtype.type(exponent), out=scratch[: chunk.size]).max() == exponent:
+        if np.bitwise_and(chunk, exponent, out=scratch[: chunk.size]).max() == exponent:
             raise NotFinite("holds NaN or infinity")
 
 
@@ -131,7 +139,7 @@ def _check(largest: np.uint32, type: str) -> None:
         raise NotFinite("holds NaN or infinity")
     limit, instead = _TOO_LARGE.get(type, (_INFINITY, ""))
     if largest >= limit:
-        raise NotFinite(f"holds {largest.view(np.float32):.2g}, too large for {type}; use {instead}")
+        raise TooLarge(f"holds {largest.view(np.float32):.2g}, too large for {type}; use {instead}")
 
 
 def _decode_q8_0(raw: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:

@@ -7,6 +7,7 @@ the other (experts stacked, say), in another type. Readers ask both for bytes an
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -18,10 +19,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidModelFile, ModelNotFound
 from . import quants
-from .quants import BLOCKS
-
-# Values converted at a time: three float32 copies of it stay within a core's share of the last-level cache.
-CHUNK = 1 << 18
+from .quants import BLOCKS, CHUNK
 
 _AGAIN = "download or convert it again"
 
@@ -114,8 +112,23 @@ def encode(
     try:
         quants.encode(values, info.type, out)
     except quants.NotFinite as error:
-        blame = source or info
-        raise InvalidModelFile(f"{blame.path}: tensor {shown(blame.name)} {error}; {_AGAIN}") from None
+        raise _refused(source or info, error) from None
+
+
+def _refused(blame: Info, error: quants.NotFinite) -> InvalidModelFile:
+    hint = "" if isinstance(error, quants.TooLarge) else f"; {_AGAIN}"
+    return InvalidModelFile(f"{blame.path}: tensor {shown(blame.name)} {error}{hint}")
+
+
+class _Buffers(threading.local):
+    """Each thread's own chunk of a source, as it is stored and as float32."""
+
+    def __init__(self) -> None:
+        self.raw = np.empty(CHUNK * 4, np.uint8)
+        self.values = np.empty(CHUNK, np.float32)
+
+
+_buffers = _Buffers()
 
 
 def _read_stored(info: TensorInfo, start: int, stop: int, out: memoryview) -> None:
@@ -153,17 +166,24 @@ def _convert_source(info: Derived, source: TensorInfo, low: int, high: int, plac
     from_block, from_size = BLOCKS[source.type]
     to_block, to_size = BLOCKS[info.type]
     with open_file(source) as file:
-        if source.type == info.type:
-            read_exactly(file, place.data, source.offset + low // from_block * from_size, source)
-            return
-        raw = np.empty(min(CHUNK, high - low) // from_block * from_size, np.uint8)
         for start in range(low, high, CHUNK):
             count = min(CHUNK, high - start)
-            chunk = raw[: count // from_block * from_size]
-            read_exactly(file, chunk.data, source.offset + start // from_block * from_size, source)
-            values = quants.decode(chunk, source.type)
             begin = (start - low) // to_block * to_size
-            encode(info, values, place[begin : begin + count // to_block * to_size], source)
+            target = place[begin : begin + count // to_block * to_size]
+            same = source.type == info.type
+            raw = target if same else _buffers.raw[: count // from_block * from_size]
+            read_exactly(file, raw.data, source.offset + start // from_block * from_size, source)
+            if same:
+                _check_copied(source, raw)
+            else:
+                encode(info, quants.decode(raw, source.type, _buffers.values[:count]), target, source)
+
+
+def _check_copied(source: TensorInfo, raw: npt.NDArray[np.uint8]) -> None:
+    try:
+        quants.check_finite(raw, source.type)
+    except quants.NotFinite as error:
+        raise _refused(source, error) from None
 
 
 def open_file(info: Info) -> FileIO:

@@ -9,7 +9,7 @@ import pytest
 from gguf.quants import dequantize, quantize
 
 from qwen3omni_wgpu.formats import quants
-from qwen3omni_wgpu.formats.quants import BLOCKS, TYPES, NotFinite, check_finite, decode, encode
+from qwen3omni_wgpu.formats.quants import BLOCKS, TYPES, NotFinite, TooLarge, check_finite, decode, encode
 
 RAW_TYPES = ("f32", "f16", "bf16")
 F32_MAX = float(np.finfo(np.float32).max)
@@ -151,7 +151,7 @@ def test_what_would_become_infinite_is_refused(type, fits, too_large, message, s
     assert (encoded(values, type) == expected(values, type)).all()
     assert np.isfinite(decode(encoded(values, type), type)).all()
     values[37] = sign * too_large
-    with pytest.raises(NotFinite, match=message):
+    with pytest.raises(TooLarge, match=message):
         encoded(values, type)
 
 
@@ -174,6 +174,20 @@ def test_check_finite_of_stored_bytes(type):
         broken[at : at + size] = quantize(value, TYPES[type]).reshape(-1).view(np.uint8)
         with pytest.raises(NotFinite, match="NaN or infinity"):
             check_finite(broken, type)
+
+
+@pytest.mark.parametrize(("type", "numbers"), [("q8_0", 1), ("q4_0", 1), ("q4_1", 2)])
+def test_check_finite_of_scales(type, numbers):
+    rng = np.random.default_rng()
+    size = BLOCKS[type][1]
+    blocks = rng.integers(0, 256, (10000, size)).astype(np.uint8)
+    blocks[:, : 2 * numbers] = rng.uniform(-60000, 60000, (10000, numbers)).astype(np.float16).view(np.uint8)
+    check_finite(blocks.reshape(-1), type)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = blocks.copy()
+        broken[rng.integers(10000)].view(np.float16)[rng.integers(numbers)] = bad
+        with pytest.raises(NotFinite, match="NaN or infinity"):
+            check_finite(broken.reshape(-1), type)
 
 
 def test_nothing_to_do_for_no_values():
