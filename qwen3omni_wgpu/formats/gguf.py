@@ -5,7 +5,6 @@ replaces the hooks that trust the file (bounds, counts, lengths, names) and the 
 """
 
 import os
-import stat
 import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,15 +17,20 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import GGUFReader, ReaderField
 
-from ..errors import InvalidModelFile, ModelNotFound, UnsupportedModel
+from ..errors import InvalidModelFile, UnsupportedModel
+from .files import AGAIN, check_regular, unreadable, what_it_is
 from .quants import BLOCKS, TYPES
 from .tensors import Info, TensorInfo, shown
 
 _NAMES = {value: name for name, value in TYPES.items()}
 SUPPORTED_TYPES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1"
 
-# Far above any real header (a 262k-token vocabulary with merges takes 25 MB): bounds time and memory on hostile files.
-_MAX_HEADER = 128 << 20
+# Above any real header (a vocabulary of 262,144 tokens with merges takes 25 MB; the 30B with its experts one by one has
+# 28,010 tensors). Together they bound what a hostile file can take: 2 kB a tensor or entry, 90 bytes an array element.
+_MAX_HEADER = 32 << 20
+_MAX_ENTRIES = 1 << 12
+_MAX_TENSORS = 1 << 15
+_MAX_ELEMENTS = 3 << 19
 _MAX_DIMS = 4
 _MIN_ENTRY = 13  # key length, value type and a one-byte value
 _MIN_TENSOR = 32  # name length, dimension count, one dimension, type, offset
@@ -46,13 +50,10 @@ _SCALARS: dict[GGUFValueType, str] = {
 }
 
 _OTHER_FILES = (
-    (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull` or download the file"),
-    (b"<", "it looks like a web page; download the file itself"),
     (b"lmgg", "it is a GGML file from before GGUF; get the model as GGUF"),
     (b"tjgg", "it is a GGML file from before GGUF; get the model as GGUF"),
     (b"PK", "it is a zip archive; get the model as GGUF"),
 )
-_AGAIN = "download or convert it again"
 
 
 @dataclass(frozen=True)
@@ -76,29 +77,13 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     version, split file).
     """
     path = Path(path)
-    _check_regular(path)
+    check_regular(path, "a GGUF file", ".gguf")
     try:
         _check_start(path)
         reader = _CheckedReader(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InvalidModelFile(f"{path}: cannot be read ({reason}); check its permissions and disk") from error
+        raise unreadable(path, error) from error
     return GGUFFile(path, reader.metadata, dict(reader.infos), reader.kinds)
-
-
-def _check_regular(path: Path) -> None:
-    """Only regular files: opening a FIFO or a device could block for ever."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelNotFound(f"{path}: {reason}; check the path of the model file") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise InvalidModelFile(f"{path}: is a folder, not a GGUF file; name the .gguf file in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidModelFile(f"{path}: is not a regular file; name a .gguf file")
-    if status.st_size == 0:
-        raise InvalidModelFile(f"{path}: is empty; {_AGAIN}")
 
 
 def _check_start(path: Path) -> None:
@@ -106,12 +91,12 @@ def _check_start(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(24)
     if not start.startswith(b"GGUF"):
-        hint = next((text for magic, text in _OTHER_FILES if start.startswith(magic)), "name a .gguf file")
+        hint = what_it_is(start, _OTHER_FILES) or "name a .gguf file"
         if len(start) < 4 and b"GGUF".startswith(start):
-            hint = f"it has {len(start)} bytes; {_AGAIN}"
+            hint = f"it has {len(start)} bytes; {AGAIN}"
         raise InvalidModelFile(f"{path}: is not a GGUF file (it starts with {start[:4]!r}): {hint}")
     if len(start) < 24:
-        raise InvalidModelFile(f"{path}: truncated: the file has only {len(start)} bytes; {_AGAIN}")
+        raise InvalidModelFile(f"{path}: truncated: the file has only {len(start)} bytes; {AGAIN}")
     (version,) = struct.unpack_from("<I", start, 4)
     if version and version & 0xFFFF == 0:
         raise UnsupportedModel(f"{path}: is a big-endian GGUF file; convert it with the command `gguf-convert-endian`")
@@ -135,10 +120,11 @@ class _CheckedReader(GGUFReader):
         self.infos: dict[str, TensorInfo] = {}
         self.kinds: dict[str, tuple[GGUFValueType, ...]] = {}
         self.header_end = 0
+        self.elements = 0
         super().__init__(path, "r")
 
     def _bad(self, what: str) -> NoReturn:
-        raise InvalidModelFile(f"{self.path}: {what}; {_AGAIN}")
+        raise InvalidModelFile(f"{self.path}: {what}; {AGAIN}")
 
     def _end(self) -> int:
         """First byte that the header may not touch."""
@@ -184,13 +170,15 @@ class _CheckedReader(GGUFReader):
         return 0
 
     def _build_fields(self, offs: int, count: int) -> int:
-        self._check_count("metadata entries", int(count), _MIN_ENTRY, offs)
+        self._check_count("metadata entries", int(count), _MIN_ENTRY, offs, _MAX_ENTRIES)
         return super()._build_fields(offs, count)
 
-    def _check_count(self, what: str, count: int, smallest: int, offset: int) -> None:
+    def _check_count(self, what: str, count: int, smallest: int, offset: int, most: int) -> None:
         if count * smallest > self._end() - offset:
             size = self.data.size
             self._bad(f"truncated or damaged: {count} {what} {self.where} cannot fit into the file's {size} bytes")
+        if count > most:
+            self._bad(f"damaged: {count} {what} {self.where}, more than any model has")
 
     def _get_field_parts(
         self, orig_offs: int, raw_type: int
@@ -218,7 +206,8 @@ class _CheckedReader(GGUFReader):
         if kind == GGUFValueType.ARRAY:
             raise UnsupportedModel(f"{self.path}: an array of arrays {self.where} is not supported; convert it again")
         smallest = 8 if kind == GGUFValueType.STRING else np.dtype(_SCALARS[kind]).itemsize
-        self._check_count("array elements", count, smallest, offset + 12)
+        self._check_count("array elements", count, smallest, offset + 12, _MAX_ELEMENTS - self.elements)
+        self.elements += count
         is_text = kind == GGUFValueType.STRING
         values, size = self._texts(offset + 12, count) if is_text else self._scalars(offset + 12, kind, count)
         return values, size + 12, kind
@@ -253,7 +242,7 @@ class _CheckedReader(GGUFReader):
             raise UnsupportedModel(f"{self.path}: is one part of a model split into {shown(parts)} files; {hint}")
         self._check_alignment()
         self.where = "in the tensor table"
-        self._check_count("tensors", int(count), _MIN_TENSOR, offs)
+        self._check_count("tensors", int(count), _MIN_TENSOR, offs, _MAX_TENSORS)
         end, fields = super()._build_tensor_info(offs, count)
         self.header_end = end
         return end, fields

@@ -361,17 +361,34 @@ def test_damaged(tmp_path: Path, content: bytes, words: str) -> None:
     assert time.perf_counter() - start < 2
 
 
-def test_header_may_not_grow_without_bound(tmp_path: Path) -> None:
-    """In a file of 20 GB (sparse) every count is believable, so the header has a limit of its own."""
-    path = write(tmp_path, header(entry("k", TEXT, struct.pack("<Q", 2**34))))
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (header(entry("k", TEXT, struct.pack("<Q", 2**34))), "header is larger than 32 MiB"),
+        (header(n_entries=2**12 + 1), "4097 metadata entries at its start, more than any model has"),
+        (header(n_tensors=2**15 + 1), "32769 tensors in the tensor table, more than any model has"),
+        (header(entry("k", ARRAY, array(U8, 2**33))), "8589934592 array elements"),
+        (header(entry("k", ARRAY, array(U8, 2**21))), "2097152 array elements at its start, more than any model has"),
+        (
+            header(entry("k", ARRAY, array(U8, 3 << 19, bytes(3 << 19))), entry("l", ARRAY, array(U8, 1, b"0"))),
+            "1 array elements after key 'k', more than any model has",
+        ),
+    ],
+)
+def test_header_may_not_grow_without_bound(tmp_path: Path, content: bytes, words: str) -> None:
+    """In a file of 20 GB (sparse) every count is believable, so the header has limits of its own."""
+    path = write(tmp_path, content)
     os.truncate(path, 20 << 30)
-    refused(path, InvalidModelFile, "header is larger than 128 MiB")
-    path = write(tmp_path, header(n_entries=2**23))
-    os.truncate(path, 20 << 30)
-    refused(path, InvalidModelFile, "metadata key '' occurs twice")
-    path = write(tmp_path, header(entry("k", ARRAY, array(U8, 2**33))))
-    os.truncate(path, 20 << 30)
-    refused(path, InvalidModelFile, "8589934592 array elements")
+    refused(path, InvalidModelFile, words)
+
+
+def test_as_much_as_the_largest_model_has(tmp_path: Path) -> None:
+    """The tensor count of the 30B with its experts stored one by one, and twice Qwen3's vocabulary."""
+    names = tuple(tensor(f"{i}", (4,), F32, 32 * i) for i in range(28010))
+    tokens = entry("tokens", ARRAY, array(TEXT, 304128, text("") * 304128))
+    merges = entry("merges", ARRAY, array(TEXT, 302774, text("") * 302774))
+    path = write(tmp_path, aligned(header(tokens, merges, tensors=names), bytes(32 * 28010)))
+    assert len(read_gguf(path).tensors) == 28010
 
 
 def test_dequantize_of_a_file_that_has_shrunk(tmp_path: Path) -> None:
