@@ -57,6 +57,13 @@ class Dims:
         """The files this checkpoint makes: some of "thinker", "mmproj", "talker"."""
         return tuple(part for part, names in PARTS.items() if any(name in self.components for name in names))
 
+    def size(self, component: str, symbol: str) -> int:
+        """One size of a component that is there; KeyError otherwise, TypeError for one that differs between blocks."""
+        value = self.components[component][symbol]
+        if isinstance(value, tuple):
+            raise TypeError(f"{component} {symbol} differs from block to block")
+        return value
+
 
 class Settings:
     """Typed reading of one section of a JSON file; every message names the file and the entry. null means absent."""
@@ -119,17 +126,16 @@ class Settings:
             raise self.bad(key, "is missing" if value is None else f"is {shown(value)}, expected a list of numbers")
         return tuple(self._whole(f"{key}[{i}]", entry, low, SIZE_LIMIT) for i, entry in enumerate(value))
 
-    def number(self, key: str, default: float | None = None, *, low: float = 0.0, high: float = math.inf) -> float:
-        """A finite number above `low` (or equal to it, if that is not 0) and below `high`."""
+    def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
+        """A finite number that float32 can hold, above 0 unless `positive` is false."""
         value = self.values.get(key)
         if value is None:
             if default is None:
                 raise self.bad(key, "is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 3e38 or value != value:
-            raise self.bad(key, f"is {shown(value)}, expected a number")
-        if not low <= value < high or value == low == 0:
-            raise self.bad(key, f"is {shown(value)}, expected a number {'above' if low == 0 else 'from'} {low:g}")
+        good = not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < 3e38
+        if not good or (positive and value < 1e-38):  # NaN is not good either
+            raise self.bad(key, f"is {shown(value)}, expected a {'positive ' if positive else ''}number")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:

@@ -164,7 +164,7 @@ def _key(name: str) -> tuple[str, ...]:
 
 def _matches(row: Row, name: str, dims: Dims) -> bool:
     """Whether the numbers in `name` are ones that the row counts; its words agree already (`_key`)."""
-    symbols = dims.components.get(row.component)
+    absent = row.component not in dims.components
     for pattern, piece in zip(row.hf.split("."), name.split("."), strict=True):
         if not piece.isdecimal():
             continue
@@ -172,9 +172,8 @@ def _matches(row: Row, name: str, dims: Dims) -> bool:
             return False
         if place := _PLACE.fullmatch(pattern):
             what, number = place[1], int(piece) - int(place[2] or 0)
-            if symbols is None:
-                continue
-            if not (0 <= number < symbols[_COUNTS[what]] if what in _COUNTS else number == symbols[what]):
+            size = 0 if absent else dims.size(row.component, _COUNTS.get(what, what))
+            if not absent and not (0 <= number < size if what in _COUNTS else number == size):
                 return False
         elif pattern != piece:
             return False
