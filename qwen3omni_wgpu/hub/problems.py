@@ -1,0 +1,103 @@
+"""What can go wrong between here and the hub, each as one line of this project's own errors."""
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@contextmanager
+def explained(repo: str, revision: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside the block into an OmniError; its own warnings are not shown meanwhile."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
+
+    with _quiet():
+        try:
+            yield
+        except errors.GatedRepoError:
+            page = f"{constants.ENDPOINT}/{repo}"
+            raise ModelNotFound(
+                f"{repo} is open only to those who accepted its terms at {page}; then {_LOG_IN}"
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise ModelNotFound(f"{repo} has no revision {revision!r}; leave --revision out for the newest") from None
+        except errors.RepositoryNotFoundError:
+            raise ModelNotFound(
+                f"there is no model {repo} at {constants.ENDPOINT}, or it is private; check the name, or {_LOG_IN}"
+            ) from None
+        except errors.EntryNotFoundError as error:
+            raise ModelNotFound(_missing(repo, error)) from None
+        except errors.HfHubHTTPError as error:
+            raise OmniError(_status(repo, error)) from None
+        except errors.HFValidationError as error:
+            raise InvalidRequest(f"{repo!r} cannot be the name of a repository: {_first_line(error)}") from None
+        except errors.OfflineModeIsEnabled:
+            raise ModelNotFound(f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it") from None
+        except HTTPError as error:
+            raise OmniError(_unreachable(error)) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OmniError(
+                    f"the disk of {constants.HF_HUB_CACHE} is full; what has come is kept: make room, and the same "
+                    "command goes on from there, or set HF_HOME to a folder on another disk"
+                ) from None
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise OmniError(
+                    f"no right to write {error.filename or constants.HF_HUB_CACHE}; set HF_HOME to another folder"
+                ) from None
+            raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if logger.getEffectiveLevel() == logging.WARNING:  # someone who asked for more gets it
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _missing(repo: str, error: Exception) -> str:
+    cause = error.__cause__
+    if cause is not None and not isinstance(error, OSError):
+        return f"a file of {repo} cannot be fetched: {_first_line(cause)}"
+    return f"{repo} lists a file that cannot be fetched: {_first_line(error)}; try again later"
+
+
+def _unreachable(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"cannot reach {constants.ENDPOINT} ({_first_line(error)}); check the network and HF_ENDPOINT; what has come "
+        "is kept, and --offline uses only what is already on this machine"
+    )
+
+
+def _status(repo: str, error: "Exception") -> str:
+    from huggingface_hub import constants
+
+    response = error.response  # type: ignore[attr-defined]
+    code, server = response.status_code, constants.ENDPOINT
+    if code == 401:
+        return f"{server} does not accept the token for {repo}; {_LOG_IN}, or unset HF_TOKEN for a public model"
+    if code == 403:
+        return f"{server} denies access to {repo} (403); {_LOG_IN} with a token that may read it"
+    if code == 429:
+        after = response.headers.get("Retry-After", "")
+        wait = f"in {after} s" if after.isdigit() else "in a few minutes"
+        return f"{server} has had too many requests from here (429); try again {wait}, or {_LOG_IN} for a higher limit"
+    if code >= 500:
+        return f"{server} is out of order ({code}) while asked for {repo}; try again later; what has come is kept"
+    return f"{server} refuses a request for {repo} ({code}: {_first_line(error)})"
