@@ -25,6 +25,7 @@ _MAX_INDEX = 8 << 20
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
+_PLAIN_NAME = re.compile(r"[^/\\.][^/\\]*")
 _FETCH = "run `hf download REPO --local-dir {folder}` again, it gets only what is missing"
 
 
@@ -162,7 +163,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         label = f"{path}: tensor {shown(name)} shall be in"
         if not isinstance(shard, str):
             raise InvalidModelFile(f"{label} a JSON {type(shard).__name__}, which is no file name; {AGAIN}")
-        if "/" in shard or "\\" in shard or shard.startswith(".") or not shard.isprintable():
+        if not _PLAIN_NAME.fullmatch(shard) or not shard.isprintable():
             raise InvalidModelFile(f"{label} {shown(shard)}, which is not a file of this folder; {AGAIN}")
         if not shard.endswith(".safetensors"):
             raise UnsupportedModel(f"{label} {shown(shard)}, only safetensors are read; get the model as safetensors")

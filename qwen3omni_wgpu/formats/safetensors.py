@@ -107,7 +107,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
     kind = _TYPES[dtype]
     nbytes = prod(shape) * BLOCKS[kind][1]
     if high - low != nbytes:
-        _bad(path, f"damaged: {label} has {high - low} bytes, its shape {shape} in {dtype} takes {nbytes}")
+        wanted = f"its shape {shown(shape)} in {dtype} takes {shown(nbytes)}"
+        _bad(path, f"damaged: {label} has {high - low} bytes, {wanted}")
     return TensorInfo(name, tuple(shape), kind, path, start + low, nbytes)
 
 

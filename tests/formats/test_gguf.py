@@ -374,6 +374,7 @@ def test_damaged(tmp_path: Path, content: bytes, words: str) -> None:
             "1 array elements after key 'k', more than any model has",
         ),
     ],
+    ids=lambda value: "file" if isinstance(value, bytes) else None,
 )
 def test_header_may_not_grow_without_bound(tmp_path: Path, content: bytes, words: str) -> None:
     """In a file of 20 GB (sparse) every count is believable, so the header has limits of its own."""
