@@ -60,9 +60,9 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long step is: `done` of `total` bytes ("load") or prompt tokens ("prefill")."""
+    """How far a long step is: `done` of `total` bytes ("load", "quantize", "pull") or prompt tokens ("prefill")."""
 
-    phase: Literal["load", "prefill"]
+    phase: Literal["load", "prefill", "quantize", "pull"]
     done: int
     total: int
 

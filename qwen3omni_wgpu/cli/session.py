@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from qwen3omni_wgpu.cli.verbs import Common, Sampling
-from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import Event, Progress, Reply, TokenLogprob
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ def opened(common: Common, **arguments: Any) -> "Iterator[Omni]":
     from qwen3omni_wgpu.omni import Omni
 
     set_up_logging(common)
-    if common.mmproj or common.talker:
-        raise UnsupportedModel("--mmproj and --talker are not used yet: this version reads and writes text only")
     with Bar(common) as bar:
         omni = Omni.from_pretrained(
             common.model,
+            mmproj=common.mmproj,
+            talker=common.talker,
             config=common.config,
+            type=common.type,
+            offline=common.offline,
             device=common.device,
             cpu=common.cpu,
             ctx_size=common.ctx_size,
@@ -140,6 +142,9 @@ def timing_line(reply: Reply) -> str:
     )
 
 
+PHASES = {"load": "loading", "prefill": "reading the prompt", "quantize": "writing", "pull": "downloading"}
+
+
 class Interrupt:
     """Ctrl-C inside a `with` block only sets `pressed`, so that the GPU's work ends in order. A second one raises."""
 
@@ -180,12 +185,20 @@ class Bar:
 
     def _start(self, event: Progress) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self.close()
-        amounts = [DownloadColumn(), TransferSpeedColumn()] if event.phase == "load" else [MofNCompleteColumn()]
-        text = {"load": "loading", "prefill": "reading the prompt"}[event.phase]
+        in_bytes = [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+        amounts = [MofNCompleteColumn()] if event.phase == "prefill" else in_bytes
+        text = PHASES[event.phase]
         self._bar = RichProgress(TextColumn(text), BarColumn(), *amounts, console=Console(stderr=True), transient=True)
         self._bar.start()
         self._task, self._phase = self._bar.add_task(text, total=event.total), event.phase

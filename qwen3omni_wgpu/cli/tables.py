@@ -1,4 +1,4 @@
-"""One list of rows as markdown, JSON, JSON lines or CSV."""
+"""How numbers are shown: byte counts, and one list of rows as markdown, JSON, JSON lines or CSV."""
 
 import csv
 import json
@@ -10,6 +10,11 @@ from qwen3omni_wgpu.errors import InvalidRequest
 
 FORMATS = ("md", "json", "jsonl", "csv")
 Row = dict[str, Any]
+
+
+def size_of(nbytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
 
 
 def check_format(name: str) -> None:

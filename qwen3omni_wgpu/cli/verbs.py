@@ -87,7 +87,13 @@ class Common:
 
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", "--weight-path", metavar="MODEL", help="GGUF file, folder with one, or smollm2"),
+        typer.Option(
+            "-m",
+            "--model",
+            "--weight-path",
+            metavar="MODEL",
+            help="GGUF file, folder with one, Hugging Face folder, hub id user/repo[:quant], or smollm2",
+        ),
     ] = None
     ctx_size: Annotated[
         int | None, typer.Option("-c", "--ctx-size", metavar="N", help="tokens of prompt and answer that must fit")
@@ -100,9 +106,20 @@ class Common:
         Path | None,
         typer.Option("--tokenizer-file", metavar="FILE", help="a tokenizer.json instead of the model's own"),
     ] = None
-    mmproj: Annotated[str | None, typer.Option("--mmproj", hidden=True)] = None
-    talker: Annotated[str | None, typer.Option("--talker", hidden=True)] = None
-    config: Annotated[str | None, typer.Option("--config", hidden=True)] = None
+    mmproj: Annotated[
+        str | None, typer.Option("--mmproj", metavar="FILE", help="audio and vision towers, when not beside the model")
+    ] = None
+    talker: Annotated[
+        str | None, typer.Option("--talker", metavar="FILE", help="speech part, when not beside the model")
+    ] = None
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="config.json, when not beside the weights")
+    ] = None
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="weights made from a checkpoint: q8_0 (default), f16, bf16, f32"),
+    ] = None
+    offline: Annotated[bool, typer.Option("--offline", help="take hub ids from the local cache only")] = False
     json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing on stderr but errors")] = False
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="more on stderr")] = False

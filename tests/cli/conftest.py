@@ -17,6 +17,7 @@ from qwen3omni_wgpu.cli import run
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.omni import Omni
+from qwen3omni_wgpu.resident import Resident
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -108,7 +109,7 @@ def fake(tiny, monkeypatch):
             model.loads.append((name, arguments))
             if arguments.get("ctx_size"):
                 engine.ctx_size = arguments["ctx_size"]
-            return Omni(file, tokenizer, engine, device, load_s=0.25)
+            return Omni(Resident(device, {"thinker": file}, lambda: engine), tokenizer, load_s=0.25)
 
         original = engine.generate
 

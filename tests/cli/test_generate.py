@@ -109,8 +109,8 @@ def test_refusals(command, fake, args, words):
     command("generate", *args).failed_with(*words)
 
 
-def test_mmproj_is_refused(command):
-    command("generate", "-p", "hi", "--mmproj", "x.gguf").failed_with("--mmproj", "text only")
+def test_a_named_part_must_be_there(command, tiny):
+    command("generate", "-m", str(tiny), "-p", "hi", "--mmproj", "x.gguf").failed_with("x.gguf", "No such file")
 
 
 def test_system_and_raw(command, fake):

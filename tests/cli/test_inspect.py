@@ -20,11 +20,13 @@ def test_json(command, moe):
     report = json.loads(command("inspect", str(moe), "--json", "-c", "100").out)
     tensors = read_gguf(moe).tensors
     assert report["architecture"] == "qwen3moe"
-    assert report["file_bytes"] == moe.stat().st_size
+    assert report["parts"]["thinker"]["file_bytes"] == moe.stat().st_size
     assert len(report["tensors"]) == len(tensors)
-    assert report["weight_bytes"] == sum(report["parts"].values()) == sum(info.nbytes for info in tensors.values())
+    total = sum(info.nbytes for info in tensors.values())
+    assert report["weight_bytes"] == sum(report["thinker_bytes"].values()) == total
+    assert report["components"]["thinker_text"]["bytes"] == report["parts"]["thinker"]["weight_bytes"] == total
     experts = sum(info.nbytes for name, info in tensors.items() if "_exps" in name)
-    assert report["parts"]["experts"] == experts > 0
+    assert report["thinker_bytes"]["experts"] == experts > 0
     config = report["config"]
     per_token = 2 * config["n_layers"] * config["n_kv_heads"] * config["head_dim"] * 2
     assert (report["ctx_size"], report["kv_cache_bytes"]) == (100, 100 * per_token)
