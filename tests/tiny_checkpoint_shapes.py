@@ -43,10 +43,13 @@ def random_tensor(rng: np.random.Generator, name: str, shape: Shape) -> np.ndarr
     for part, deviation in fixed.items():
         if part in name:
             return normal * np.float32(deviation)
-    if ".conv" in name and len(shape) == 3 and (".block.1." in name or ".upsample." in name):
-        fan_in = shape[0]  # transposed convolutions are stored [in, out, taps]
-    gain = {"lm_head": 3.0, "codec_head": 3.0, "mlp.gate.weight": 2.0, "shared_expert_gate": 2.0, "experts": 1.2}
-    factor = next((value for part, value in gain.items() if part in name), 1.0)
+    if ".block.1.conv." in name or (".0.conv." in name and "upsample" in name):
+        fan_in = shape[0] * (2 if "block" in name else 1)  # transposed convolutions are stored [in, out, taps]
+    gains = {"lm_head": 3.0, "codec_head": 3.0, "mlp.gate.weight": 2.0, "shared_expert_gate": 2.0, "experts": 1.2}
+    gains |= {".conv1.": 0.5, ".conv2.": 0.5}  # of residual units
+    factor = next((value for part, value in gains.items() if part in name), 1.0)
+    if len(shape) == 3 and shape[0] == 1:
+        factor = 0.12  # the waveform must stay within -1 to 1
     return normal * np.float32(factor / fan_in**0.5)
 
 
