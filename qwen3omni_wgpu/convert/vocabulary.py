@@ -132,14 +132,16 @@ def _read(folder: Path, settings: Mapping[str, Any]) -> _Book:
     _add_old_ones(book, folder / "added_tokens.json", settings)
     _check_merges(book)
     book.check_text()
+    if path.is_file():  # not before: the library breaks down over some of what is refused above
+        vocabulary, _ = read_tokenizer_json(path)
+        book.add_bos, book.add_eos = vocabulary.add_bos, vocabulary.add_eos
     return book
 
 
 def _from_tokenizer_json(path: Path) -> _Book:
     description = read_json(path)
-    vocabulary, _ = read_tokenizer_json(path)  # refuses what the tokenizers library cannot read
     model = description.get("model")
-    if vocabulary.style != "byte-level" or not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise UnsupportedModel(f"{path}: only byte-level BPE can be converted; {_ADVICE}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(key):
@@ -149,11 +151,12 @@ def _from_tokenizer_json(path: Path) -> _Book:
         _bad(path, "lacks model.vocab or model.merges")
     pre = _pre_tokenizer(path, description)
     lines = [_merge(path, rank, pair) for rank, pair in enumerate(merges)]
-    book = _Book(path, pre, words, lines, vocabulary.add_bos, vocabulary.add_eos)
+    book = _Book(path, pre, words, lines)
     for text, token_id in words.items():
         book.add(text, token_id, Kind.NORMAL, path)
-    for token in description.get("added_tokens") or ():
-        _add(book, token, token["id"], path)
+    added = description.get("added_tokens") or []
+    for token in added if isinstance(added, list) else [added]:
+        _add(book, token, token.get("id") if isinstance(token, dict) else None, path)
     return book
 
 
