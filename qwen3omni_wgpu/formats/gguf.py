@@ -25,12 +25,13 @@ from .tensors import Info, TensorInfo, shown
 _NAMES = {value: name for name, value in TYPES.items()}
 SUPPORTED_TYPES = "F32 F16 BF16 Q8_0 Q4_0 Q4_1"
 
-# Above any real header (a vocabulary of 262,144 tokens with merges takes 25 MB; the 30B with its experts one by one has
-# 28,010 tensors). Together they bound what a hostile file can take: 2 kB a tensor or entry, 90 bytes an array element.
-_MAX_HEADER = 32 << 20
+# Above any real header: a vocabulary of 262,144 tokens with types, scores and merges takes 25 MB and 1.3 million
+# elements, the 30B with its experts one by one has 28,010 tensors. What is hostile can take 2 kB a tensor or entry, 90
+# bytes an element and four times the length of a long text: with these limits less than the file's size + 300 MB.
+_MAX_HEADER = 28 << 20
 _MAX_ENTRIES = 1 << 12
 _MAX_TENSORS = 1 << 15
-_MAX_ELEMENTS = 3 << 19
+_MAX_ELEMENTS = 5 << 18
 _MAX_DIMS = 4
 _MIN_ENTRY = 13  # key length, value type and a one-byte value
 _MIN_TENSOR = 32  # name length, dimension count, one dimension, type, offset

@@ -21,7 +21,7 @@ from .tensors import TensorInfo, shown
 
 _TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
-# The format allows 100 MB, but Python needs up to 25 bytes for one of JSON. All of the 30B's tensors take 4 MB.
+# The format allows 100 MB, but Python needs up to 30 bytes for one of JSON. All of the 30B's tensors take 4 MB.
 _MAX_HEADER = 8 << 20
 _MAX_DIMS = 8
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a character, UTF-8 and so GGUF cannot
@@ -82,7 +82,8 @@ def _read_header(path: Path) -> tuple[bytes, int]:
 
 def _check_metadata(path: Path, metadata: Any) -> None:
     """Free text that nothing here uses; but a file that breaks this rule is not to be trusted with the others."""
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else [None]
+    if not all(isinstance(text, str) and not _SURROGATE.search(text) for text in texts):
         _bad(path, "damaged: __metadata__ in the header is not a table of texts")
 
 

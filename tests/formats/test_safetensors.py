@@ -226,6 +226,7 @@ def nested(depth: int) -> bytes:
         ({"__metadata__": 1, "a": A}, "__metadata__ in the header is not a table of texts"),
         ({"__metadata__": {"a": 1}, "a": A}, "__metadata__"),
         ({"__metadata__": ["a"], "a": A}, "__metadata__"),
+        (b'{"__metadata__":{"a":"\\ud800"}}', "__metadata__"),
     ],
     ids=lambda value: None if isinstance(value, str) else "header",
 )
