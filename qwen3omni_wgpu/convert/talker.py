@@ -123,6 +123,7 @@ def _codec(talker: Settings, sizes: Dims) -> dict[str, Any]:
     found: dict[str, Any] = {ours: talker.integer(key, low=0, high=last) for key, ours in _CODEC.items()}
     return found | {
         "speaker.names": list(speakers.values),
+        "speaker.default": "ethan" if speakers.has("ethan") else next(iter(speakers.values)),
         "speaker.ids": [speakers.integer(name, low=0, high=last) for name in speakers.values],
     }
 
