@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -64,6 +65,7 @@ class HubServer:
         self.failures: list[Failure] = []
         self.cuts: dict[str, list[int]] = {}  # file name -> after how many bytes of the next bodies the line drops
         self.wrong: set[str] = set()  # files that arrive with one byte changed
+        self.stalls: dict[str, tuple[int, threading.Event]] = {}  # after how many bytes to wait for what
         self.no_ranges = False
         self._servers = [_Server(self, large) for large in (False, True)]
         self.url, self.content_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
@@ -85,6 +87,38 @@ class HubServer:
             if request.method == "GET" and "/resolve/" in request.path and request.sent:
                 sent[request.path.split("/resolve/")[1].split("/", 1)[1]] += request.sent
         return sent
+
+    def use(self, monkeypatch: Any, home: Path) -> None:
+        """Let huggingface_hub in this process talk to this server, with an empty cache and no token."""
+        from huggingface_hub import close_session, constants
+
+        from qwen3omni_wgpu.hub import transfer
+
+        values = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }
+        for name, value in values.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(transfer, "RETRY_WAITS", (0.0, 0.0))
+        close_session()
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The same for a process of its own."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_TOKEN": "",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
 
     def requested(self) -> set[str]:
         """Names of all files that anything was asked about."""
@@ -142,7 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is not None:
             siblings = [_sibling(name, data) for name, data in repo.files.items()]
             info = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "tags": []}
-            self._answer(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
+            warning = "Authentication; Warning: You are sending unauthenticated requests"
+            headers = {"Content-Type": "application/json", "X-HF-Warning": warning}
+            self._answer(200, headers, json.dumps(info).encode())
 
     def _file(self, name: str, revision: str, file: str) -> None:
         repo = self._repo(name, revision)
@@ -192,7 +228,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(sent)
+        stall = self.server.hub.stalls.pop(path.rsplit("/", 1)[-1], None) if sent else None
+        if stall:
+            self.wfile.write(sent[: stall[0]])
+            stall[1].wait(60)
+        self.wfile.write(sent[stall[0] if stall else 0 :])
         if limit is not None:
             self.close_connection = True
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3omni_wgpu.errors import InvalidModelFile, InvalidRequest, ModelNotFound, OmniError
-from qwen3omni_wgpu.hub.choose import INDEX, PARTS, Choice, choose
-from qwen3omni_wgpu.hub.download import bytes_here, cache_folder, check_space, get_file, readable
+from qwen3omni_wgpu.hub.choice import INDEX, PARTS, Choice, choose
 from qwen3omni_wgpu.hub.problems import explained
+from qwen3omni_wgpu.hub.transfer import bytes_here, cache_folder, check_space, get_file, readable
 
 __all__ = ["PARTS", "HubFile", "Plan", "download", "fetch", "is_hub_id", "plan", "readable", "split_id"]
 

@@ -1,7 +1,7 @@
 """What can go wrong between here and the hub, each as one line of this project's own errors."""
 
 import errno
-import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +16,7 @@ def explained(repo: str, revision: str) -> Iterator[None]:
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
 
-    with _quiet():
+    with _QUIET:
         try:
             yield
         except errors.GatedRepoError:
@@ -53,16 +53,32 @@ def explained(repo: str, revision: str) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    if logger.getEffectiveLevel() == logging.WARNING:  # someone who asked for more gets it
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+class _Quiet:
+    """While any thread is inside, huggingface_hub's warnings are not shown. Someone who asked for more gets it all."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._level = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        from huggingface_hub.utils import logging
+
+        with self._lock:
+            if self._inside == 0:
+                self._level = logging.get_verbosity()
+                if self._level == logging.WARNING:
+                    logging.set_verbosity_error()
+            self._inside += 1
+
+    def __exit__(self, *exc: object) -> None:
+        from huggingface_hub.utils import logging
+
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                logging.set_verbosity(self._level)
+
+
+_QUIET = _Quiet()
 
 
 def _first_line(error: BaseException) -> str:

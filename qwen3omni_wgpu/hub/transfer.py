@@ -68,7 +68,9 @@ def get_file(repo: str, name: str, commit: str, report: Report) -> Path:
     url = hf_hub_url(repo, name, revision=commit, endpoint=constants.ENDPOINT)
     found = get_hf_file_metadata(url, headers=build_hf_headers(), endpoint=constants.ENDPOINT)
     etag, size = found.etag or "", found.size
-    if size is not None and re.fullmatch(r"\w[\w.-]*", etag):
+    if not re.fullmatch(r"\w[\w.-]*", etag):  # it becomes a file name
+        raise InvalidModelFile(f"{constants.ENDPOINT} gives no usable ETag for {name} of {repo}; check HF_ENDPOINT")
+    if size is not None:
         blob = cache_folder(repo) / "blobs" / etag
         lock = Path(constants.HF_HUB_CACHE) / ".locks" / cache_folder(repo).name / f"{etag}.lock"
         for folder in (blob.parent, lock.parent):
