@@ -1,6 +1,7 @@
 """What can go wrong between here and the hub, each as one line of this project's own errors."""
 
 import errno
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,22 +61,22 @@ class _Quiet:
         self._lock, self._inside, self._level = threading.Lock(), 0, 0
 
     def __enter__(self) -> None:
-        from huggingface_hub.utils import logging
+        from huggingface_hub.utils import logging as hub_logging
 
         with self._lock:
             if self._inside == 0:
-                self._level = logging.get_verbosity()
+                self._level = hub_logging.get_verbosity()
                 if self._level == logging.WARNING:
-                    logging.set_verbosity_error()
+                    hub_logging.set_verbosity_error()
             self._inside += 1
 
     def __exit__(self, *exc: object) -> None:
-        from huggingface_hub.utils import logging
+        from huggingface_hub.utils import logging as hub_logging
 
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                logging.set_verbosity(self._level)
+                hub_logging.set_verbosity(self._level)
 
 
 _QUIET = _Quiet()

@@ -154,7 +154,7 @@ def test_the_environment_is_honoured(server, process, tmp_path):
     server.log.clear()
     offline = process("pull", "u/m:F16", "--text-only", **variables | {"HF_HUB_OFFLINE": "1"})
     assert (offline.status, offline.out) == (0, done.out)
-    process("pull", "u/m", **variables | {"HF_HUB_OFFLINE": "1"}).failed_with("HF_HUB_OFFLINE")
+    process("pull", "u/m:Q8_0", **variables | {"HF_HUB_OFFLINE": "1"}).failed_with("HF_HUB_OFFLINE")
     assert server.log == []
 
 
