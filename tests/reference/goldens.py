@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_checkpoint import write_tiny_checkpoint
 
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 
@@ -121,6 +123,55 @@ def tensor_hash(file: GGUFFile) -> str:
         digest.update(f"{name} {info.type} {info.shape}\n".encode())
         digest.update(np.fromfile(info.path, np.uint8, info.nbytes, offset=info.offset).tobytes())
     return digest.hexdigest()
+
+
+def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over name, type, shape and bytes of every array, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class OmniGolden:
+    """A random Qwen3-Omni checkpoint folder: how to write it, its tensors' hash, and transformers' answers to it.
+
+    logits [N, V] of `ids` [N]; greedy and margins [G] continue them; q8_0_logits [N, V] after a round trip of the
+    text model's matrices through Q8_0.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    sha256: str
+    ids: np.ndarray
+    logits: np.ndarray
+    greedy: np.ndarray
+    margins: np.ndarray
+    q8_0_logits: np.ndarray
+
+    def write(self, folder: Path, layout: str) -> Path:
+        """The checkpoint in one of its three layouts; fails clearly when it is not the golden's any more."""
+        recipe = dict(self.recipe)
+        rng = np.random.default_rng(recipe.pop("seed"))
+        found = arrays_hash(write_tiny_checkpoint(folder, rng, layout, **recipe))
+        assert found == self.sha256, (
+            f"{self.name}: write_tiny_checkpoint now writes other tensors; "
+            "if that is wanted, make the goldens again: python tools/make_goldens.py omni"
+        )
+        return folder
+
+
+def omni_names() -> list[str]:
+    return sorted(path.stem.removeprefix("omni_") for path in FOLDER.glob("omni_*.npz"))
+
+
+def read_omni(name: str) -> OmniGolden:
+    with np.load(FOLDER / f"omni_{name}.npz") as data:
+        arrays = {key: data[key] for key in data.files}
+    recipe, digest = json.loads(str(arrays.pop("recipe"))), str(arrays.pop("sha256"))
+    return OmniGolden(name=name, recipe=recipe, sha256=digest, **arrays)
 
 
 def tiny_names() -> list[str]:

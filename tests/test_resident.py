@@ -1,0 +1,91 @@
+"""Parts of a model come to the device with their first use, and go when they are released."""
+
+import numpy as np
+import pytest
+from conftest import ADAPTER
+from tiny_checkpoint import write_tiny_checkpoint
+
+from qwen3omni_wgpu import GenerationConfig, InvalidRequest, ModelNotFound, Omni
+from qwen3omni_wgpu.convert.parts import open_parts
+from qwen3omni_wgpu.formats.gguf_writer import write_gguf
+
+pytestmark = pytest.mark.gpu
+SHORT = GenerationConfig(max_tokens=4, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resident") / "Tiny-Omni"
+    write_tiny_checkpoint(path, np.random.default_rng(), "single")
+    return path
+
+
+@pytest.fixture
+def omni(folder):
+    with Omni.from_pretrained(folder, device=ADAPTER, ctx_size=64) as opened:
+        yield opened
+
+
+def test_text_loads_the_thinker_only(omni, folder):
+    assert omni.parts == ("thinker", "mmproj", "talker")
+    omni.generate("hello", config=SHORT)
+    assert omni.loaded == ("thinker",)
+    others = sum(info.nbytes for part in ("mmproj", "talker") for info in open_parts(folder)[part].tensors.values())
+    before = omni.device.allocated
+    omni.load("talker")
+    omni.load("mmproj")
+    assert omni.loaded == ("thinker", "talker", "mmproj")
+    assert omni.device.allocated - before == pytest.approx(others, rel=0.02)  # buffers are padded to whole words
+    omni.load("talker")  # it is there already
+    omni.release("talker")
+    omni.release("mmproj")
+    assert (omni.loaded, omni.device.allocated) == (("thinker",), before)
+
+
+def test_a_released_thinker_comes_back_with_its_next_use(omni):
+    before = omni.generate("hello", config=SHORT)
+    full = omni.device.allocated
+    omni.release("thinker")
+    omni.release("thinker")
+    assert omni.loaded == ()
+    assert omni.device.allocated < full / 10  # what the device keeps for itself, such as the state of plans without one
+    again = omni.generate("hello", config=SHORT)
+    assert (again.token_ids, omni.loaded) == (before.token_ids, ("thinker",))
+    assert again.timings["cached_n"] == 0
+    assert omni.device.allocated == pytest.approx(full, rel=0.01)
+
+
+def test_a_part_in_use_stays(omni):
+    stream = omni.stream("hello", config=SHORT)
+    next(stream)
+    with pytest.raises(InvalidRequest, match="still being written"):
+        omni.release("thinker")
+    stream.close()
+    omni.release("thinker")
+
+
+def test_parts_that_are_not_there(omni, folder, tmp_path):
+    with pytest.raises(ModelNotFound, match=r"no part 'voice'; it has: thinker, mmproj, talker"):
+        omni.load("voice")
+    write_gguf(tmp_path / "alone.gguf", open_parts(folder)["thinker"])
+    with Omni.from_pretrained(tmp_path / "alone.gguf", device=ADAPTER, ctx_size=64) as alone:
+        assert alone.parts == ("thinker",)
+        with pytest.raises(ModelNotFound, match="no part 'talker'; it has: thinker"):
+            alone.load("talker")
+    with pytest.raises(InvalidRequest, match="closed"):
+        omni.close()
+        omni.load("talker")
+
+
+def test_broken_parts_that_nobody_uses_do_no_harm(folder, tmp_path):
+    for part, file in open_parts(folder).items():
+        prefix = "" if part == "thinker" else f"{part}-"
+        write_gguf(tmp_path / f"{prefix}tiny-Q8_0.gguf", file)
+    (tmp_path / "talker-tiny-Q8_0.gguf").write_bytes(b"GGUF, but not really")
+    with Omni.from_pretrained(tmp_path, device=ADAPTER, ctx_size=64) as omni:
+        assert omni.generate("hello", config=SHORT).token_ids
+        omni.load("mmproj")
+        with pytest.raises(Exception, match=r"talker-tiny-Q8_0\.gguf") as caught:
+            omni.load("talker")
+        assert type(caught.value).__name__ == "InvalidModelFile"
+        assert omni.loaded == ("thinker", "mmproj")
