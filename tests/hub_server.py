@@ -90,7 +90,7 @@ class HubServer:
 
     def use(self, monkeypatch: Any, home: Path) -> None:
         """Let huggingface_hub in this process talk to this server, with an empty cache and no token."""
-        from huggingface_hub import close_session, constants
+        from huggingface_hub import constants
 
         from qwen3omni_wgpu.hub import transfer
 
@@ -107,7 +107,6 @@ class HubServer:
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(transfer, "RETRY_WAITS", (0.0, 0.0))
-        close_session()
 
     def environment(self, home: Path) -> dict[str, str]:
         """The same for a process of its own."""
@@ -139,6 +138,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: otherwise every answer waits for an acknowledgement
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -231,6 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         stall = self.server.hub.stalls.pop(path.rsplit("/", 1)[-1], None) if sent else None
         if stall:
             self.wfile.write(sent[: stall[0]])
+            self.wfile.flush()
             stall[1].wait(60)
         self.wfile.write(sent[stall[0] if stall else 0 :])
         if limit is not None:

@@ -323,7 +323,7 @@ def test_progress_never_passes_the_total(server):
 
 def test_a_passing_failure_of_the_server_is_waited_out(server):
     server.repos["u/m"] = Repo(files := contents("m-Q8_0.gguf"))
-    server.failures = [Failure("GET .*gguf", 503, times=1), Failure("GET .*gguf", 429, times=1)]
+    server.failures = [Failure(pattern, status, times=1) for pattern in ("HEAD", "GET .*gguf") for status in (503, 429)]
     assert hub.fetch("u/m").read_bytes() == files["m-Q8_0.gguf"]
 
 
@@ -469,6 +469,23 @@ def test_failures_are_one_line_with_advice(server, failure, kind, words):
     server.repos["u/m"] = Repo(contents("m-Q8_0.gguf"))
     server.failures = [failure]
     with pytest.raises(kind, match=words) as caught:
+        hub.fetch("u/m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "words"), [(None, "cannot reach"), (500, "is out of order .500.")])
+def test_a_failure_of_the_last_step(server, monkeypatch, status, words):
+    """huggingface_hub hides the reason behind an error about its cache when it only has to name a file."""
+    from huggingface_hub import errors
+
+    def fail(*args, **kwargs):
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        reason = errors.HfHubHTTPError("down", response=response) if status else OSError("down")
+        raise errors.LocalEntryNotFoundError("check your\nconnection") from reason
+
+    server.repos["u/m"] = Repo(contents("m-Q8_0.gguf"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(OmniError, match=words) as caught:
         hub.fetch("u/m")
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError
 
@@ -31,8 +32,14 @@ def explained(repo: str, revision: str) -> Iterator[None]:
             raise ModelNotFound(
                 f"there is no model {repo} at {constants.ENDPOINT}, or it is private; check the name, or {_LOG_IN}"
             ) from None
+        except errors.LocalEntryNotFoundError as error:  # wraps the reason, which may be any of those below
+            cause = error.__cause__ or error
+            answered = isinstance(cause, errors.HfHubHTTPError)
+            raise OmniError(_status(repo, cause) if answered else _unreachable(cause)) from None
         except errors.EntryNotFoundError as error:
-            raise ModelNotFound(_missing(repo, error)) from None
+            raise ModelNotFound(
+                f"{repo} lists a file that cannot be fetched: {_first_line(error)}; try again later"
+            ) from None
         except errors.HfHubHTTPError as error:
             raise OmniError(_status(repo, error)) from None
         except errors.HFValidationError as error:
@@ -86,14 +93,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _missing(repo: str, error: Exception) -> str:
-    cause = error.__cause__
-    if cause is not None and not isinstance(error, OSError):
-        return f"a file of {repo} cannot be fetched: {_first_line(cause)}"
-    return f"{repo} lists a file that cannot be fetched: {_first_line(error)}; try again later"
-
-
-def _unreachable(error: Exception) -> str:
+def _unreachable(error: BaseException) -> str:
     from huggingface_hub import constants
 
     return (
@@ -102,10 +102,10 @@ def _unreachable(error: Exception) -> str:
     )
 
 
-def _status(repo: str, error: "Exception") -> str:
+def _status(repo: str, error: Any) -> str:
     from huggingface_hub import constants
 
-    response = error.response  # type: ignore[attr-defined]
+    response = error.response
     code, server = response.status_code, constants.ENDPOINT
     if code == 401:
         return f"{server} does not accept the token for {repo}; {_LOG_IN}, or unset HF_TOKEN for a public model"

@@ -11,10 +11,11 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from qwen3omni_wgpu.errors import InvalidModelFile, OmniError
 
+T = TypeVar("T")
 Report = Callable[[int], None]  # bytes more; negative when some have to come again
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds, before tries in a row that bring nothing new
@@ -66,7 +67,7 @@ def get_file(repo: str, name: str, commit: str, report: Report) -> Path:
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     url = hf_hub_url(repo, name, revision=commit, endpoint=constants.ENDPOINT)
-    found = get_hf_file_metadata(url, headers=build_hf_headers(), endpoint=constants.ENDPOINT)
+    found = _patiently(lambda: get_hf_file_metadata(url, headers=build_hf_headers(), endpoint=constants.ENDPOINT))
     etag, size = found.etag or "", found.size
     if not re.fullmatch(r"\w[\w.-]*", etag):  # it becomes a file name
         raise InvalidModelFile(f"{constants.ENDPOINT} gives no usable ETag for {name} of {repo}; check HF_ENDPOINT")
@@ -139,18 +140,13 @@ class _Body:
 
 def _complete(url: str, body: _Body, size: int, label: str) -> None:
     """Append until the body has `size` bytes. A broken line is taken up again; RETRY_WAITS is the end of that."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's: that depends on the version)
-    )
-
     waits = iter(RETRY_WAITS)
     while (have := body.size) < size:
         failure: Exception = InvalidModelFile(f"{label} ends after {have} of {size} bytes; try again later")
         try:
             _append(url, body, size)
-        except HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
+        except _http_error() as error:
+            if not _may_pass(error):
                 raise
             failure = error
         if body.size > have:
@@ -159,6 +155,31 @@ def _complete(url: str, body: _Body, size: int, label: str) -> None:
             time.sleep(wait)
         else:
             raise failure
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """The answer to one question, asked again after each of RETRY_WAITS while the failure is one that may pass."""
+    for wait in RETRY_WAITS:
+        try:
+            return ask()
+        except _http_error() as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(wait)
+    return ask()
+
+
+def _http_error() -> type[Exception]:
+    """What huggingface_hub's transport raises: httpx's or httpx2's class, depending on its version."""
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    return HTTPError
+
+
+def _may_pass(error: Exception) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return not isinstance(error, HfHubHTTPError) or error.response.status_code in _PASSING
 
 
 def _append(url: str, body: _Body, size: int) -> None:
