@@ -90,9 +90,9 @@ class _Book:
         self.texts[token_id], self.ids[text], self.kinds[token_id] = text, token_id, kind
 
     def named(self, value: Any) -> int | None:
-        """The id of a token written as tokenizer_config.json does: a text, or an object with it under "content"."""
-        text = value.get("content") if isinstance(value, Mapping) else value
-        return self.ids.get(text) if isinstance(text, str) else None
+        """The id of a token written as tokenizer_config.json does."""
+        text = _content(value)
+        return None if text is None else self.ids.get(text)
 
     def table(self, vocab_size: int) -> tuple[list[str], list[int]]:
         """Text and kind of every id below vocab_size; those nobody uses get a text of their own, as in llama.cpp."""
@@ -118,8 +118,17 @@ class _Book:
             _check_unicode(self.path, text)
 
 
+def _content(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json: a text, or an object that has it under "content"."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
 def _read(folder: Path, settings: Mapping[str, Any]) -> _Book:
     path = folder / "tokenizer.json"
+    for role in _ROLES:
+        if (text := _content(settings.get(f"{role}_token"))) is not None:
+            _check_unicode(folder / "tokenizer_config.json", text)
     if path.is_file():
         book = _from_tokenizer_json(path)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -257,8 +266,8 @@ def _normalised(part: Any) -> tuple[Any, ...] | None:
 
 def _steps(part: Any) -> Iterator[tuple[Any, ...] | None]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "Sequence":
-        for step in part.get("pretokenizers") or ():
+    if kind == "Sequence" and isinstance(part.get("pretokenizers"), list):
+        for step in part["pretokenizers"]:
             yield from _steps(step)
     elif kind == "Split" and not part.get("invert"):
         pattern = part.get("pattern")
@@ -279,8 +288,8 @@ def _steps(part: Any) -> Iterator[tuple[Any, ...] | None]:
 
 def _normaliser(part: Any) -> bool | None:
     """True for NFC, False for none, None for anything else."""
-    if isinstance(part, dict) and part.get("type") == "Sequence":
-        inner = part.get("normalizers") or []
+    if isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get("normalizers"), list):
+        inner = part["normalizers"]
         part = None if not inner else inner[0] if len(inner) == 1 else part
     if part is None:
         return False

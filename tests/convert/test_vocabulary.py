@@ -386,3 +386,36 @@ def test_windows_line_ends(folder: Path, tmp_path: Path) -> None:
     place = changed(folder, tmp_path / "x", "tokenizer_config.json", {})
     (place / "merges.txt").write_bytes((folder / "merges.txt").read_bytes().replace(b"\n", b"\r\n"))
     assert metadata(place, SIZE) == metadata(folder, SIZE)
+
+
+JUNK = [None, True, -1, 1.5, "", "x", "\ud800", [], {}, [1], {"a": 1}, 10**30, "<|im_end|>", [["a", "b"]], "Sequence"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_entries_are_refused_or_harmless(folder: Path, tmp_path: Path, seed: int) -> None:
+    """A random entry of a random file made senseless: a tokenizer that works, or one line of ours."""
+    rng = np.random.default_rng(seed)
+    source = folder / "json"
+    names = ["tokenizer.json", "tokenizer_config.json", "chat_template.json", "vocab.json"]
+    for name in rng.choice(names, 40, p=[0.5, 0.3, 0.05, 0.15]):
+        place = changed(folder if name == "vocab.json" else source, tmp_path / "x", "tokenizer_config.json", {})
+        value = json.loads((place / name).read_text("utf-8"))
+        spoil(rng, value)
+        (place / name).write_text(json.dumps(value), encoding="utf-8")
+        try:
+            found = metadata(place, SIZE)
+        except (InvalidModelFile, UnsupportedModel) as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            Tokenizer.from_gguf(found).encode("hello <|im_end|> 42")
+        (place / "tokenizer.json").unlink(missing_ok=True)
+
+
+def spoil(rng: np.random.Generator, value: Any) -> None:
+    """Walk down to some entry and replace it."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key = keys[int(rng.integers(len(keys)))]
+    if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.8:
+        spoil(rng, value[key])
+    else:
+        value[key] = json.loads(json.dumps(JUNK[int(rng.integers(len(JUNK)))]))
