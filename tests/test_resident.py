@@ -72,8 +72,8 @@ def test_parts_that_are_not_there(omni, folder, tmp_path):
         assert alone.parts == ("thinker",)
         with pytest.raises(ModelNotFound, match="no part 'talker'; it has: thinker"):
             alone.load("talker")
+    omni.close()
     with pytest.raises(InvalidRequest, match="closed"):
-        omni.close()
         omni.load("talker")
 
 
