@@ -75,10 +75,11 @@ def small(sources: Sources, type: str = "q8_0") -> GGUFFile:
 
 
 def several_pieces(sources: Sources) -> GGUFFile:
-    """Two tensors, of six pieces and of two."""
+    """Tensors of six pieces, of two, and a small one that needs padding behind it."""
     shape = (3, gguf_writer._PIECE // 64 * 2, 64)
     one = Derived("one", shape, "q8_0", tuple(sources.add(shape[1:]) for _ in range(3)))
-    return sources.file(one, Derived("two", shape[1:], "f16", one.sources[:1]))
+    odd = Derived("odd", (5,), "f32", (sources.add((5,), "f32"),))
+    return sources.file(one, odd, Derived("two", shape[1:], "f16", one.sources[:1]))
 
 
 def by_gguf(path: Path, metadata: dict, tensors: dict[str, tuple[np.ndarray, str]]) -> bytes:
@@ -149,7 +150,8 @@ def test_large_tensors_in_pieces(sources, tmp_path):
     file = several_pieces(sources)
     write_gguf(tmp_path / "out.gguf", file, threads=3)
     values = [sources.values(source) for source in file.tensors["one"].sources]
-    theirs = by_gguf(tmp_path / "theirs.gguf", METADATA, {"one": (np.stack(values), "q8_0"), "two": (values[0], "f16")})
+    wanted = {"one": (np.stack(values), "q8_0"), "odd": (sources.values(file.tensors["odd"].sources[0]), "f32")}
+    theirs = by_gguf(tmp_path / "theirs.gguf", METADATA, wanted | {"two": (values[0], "f16")})
     assert (tmp_path / "out.gguf").read_bytes() == theirs
 
 
@@ -531,7 +533,7 @@ def test_a_limit_on_the_file_size(tmp_path):
     assert "out.gguf.part: cannot be written (File too large)" in done.stdout
     assert "run again with --resume" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    assert read_gguf(tmp_path / "out.gguf").tensors.keys() == {"one", "two"}
+    assert read_gguf(tmp_path / "out.gguf").tensors.keys() == {"one", "odd", "two"}
 
 
 @pytest.mark.parametrize("type", ["q8_0", "bf16", "f32"])
