@@ -18,9 +18,10 @@ from .files import AGAIN, check_regular, parse_json, unreadable, what_it_is
 from .safetensors import read_safetensors
 from .tensors import TensorInfo, shown
 
-# Far above any real one (a tokenizer.json takes 17 MB, the 30B's index 3 MB): bounds time and memory.
+# Far above any real one (a tokenizer.json takes 17 MB, the 30B's index 3 MB): bounds time and memory, of which Python
+# needs up to 30 bytes for one of JSON.
 _MAX_JSON = 32 << 20
-_MAX_INDEX = 8 << 20
+_MAX_SMALL = 8 << 20
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -63,7 +64,7 @@ def read_checkpoint(folder: str | os.PathLike[str], config: str | os.PathLike[st
         raise InvalidModelFile(f"{folder}: its safetensors files hold no tensors; {AGAIN}")
     if config is None and "config.json" not in names:
         raise ModelNotFound(f"{folder}: has no config.json; download it too, or name one with --config")
-    return Checkpoint(folder, read_json(config or folder / "config.json"), tensors)
+    return Checkpoint(folder, read_json(config or folder / "config.json", _MAX_SMALL), tensors)
 
 
 def read_json(path: str | os.PathLike[str], limit: int = _MAX_JSON) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _read_indexed(folder: Path, names: set[str], index: str) -> dict[str, Tensor
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> file name, each one a plain name: an index must not lead out of its folder."""
-    placed = read_json(path, _MAX_INDEX).get("weight_map")
+    placed = read_json(path, _MAX_SMALL).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise InvalidModelFile(f"{path}: has no table weight_map of tensors and files; {AGAIN}")
     for name, shard in placed.items():

@@ -1,5 +1,6 @@
 """Damaged GGUF files: each one either loads or raises OmniError, in bounded time and memory."""
 
+import secrets
 import struct
 import time
 import tracemalloc
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from formats.fuzzing import CPU_SECONDS, NASTY, mutate, run_limited, write
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny
 
@@ -16,7 +18,6 @@ from qwen3omni_wgpu.errors import InvalidModelFile, OmniError
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.models.config import text_config
 
-MAX_SECONDS = 2.0  # one file takes about a millisecond
 MAX_BYTES = 8 << 20
 
 Check = Callable[..., bool]
@@ -43,11 +44,10 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
     """Whether a file loads; fails when it takes long, takes memory, or raises anything but OmniError."""
     path = tmp_path_factory.mktemp("fuzz") / "damaged.gguf"
 
-    def loads(content: bytes, watch_memory: bool = True) -> bool:
-        path.write_bytes(content)
-        message, start = "", time.perf_counter()
-        if watch_memory:  # which makes it three times slower
-            tracemalloc.start()
+    def loads(content: bytes) -> bool:
+        write(path, content)
+        message, start = "", time.thread_time()
+        tracemalloc.start()
         try:
             text_config(read_gguf(path))
         except OmniError as error:
@@ -55,7 +55,7 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
         finally:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-        assert time.perf_counter() - start < MAX_SECONDS
+        assert time.thread_time() - start < CPU_SECONDS
         assert peak < MAX_BYTES
         assert not message or message.startswith(f"{path}: ")
         assert "\n" not in message
@@ -72,7 +72,7 @@ def test_truncated_at_every_byte_of_the_header(tmp_path: Path) -> None:
     assert start < 4000
     cut = tmp_path / "cut.gguf"
     for length in range(start + 1):
-        cut.write_bytes(content[:length])
+        write(cut, content[:length])
         with pytest.raises(InvalidModelFile, match=r"truncated|is empty|not a GGUF file"):
             read_gguf(cut)
 
@@ -103,26 +103,13 @@ def test_every_bit_of_the_first_bytes(header: bytes, model: bytes, check: Check)
 
 
 def test_bit_flips(header: bytes, model: bytes, check: Check) -> None:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng()
     refused = 0
     for position in rng.choice(len(header), 600, replace=False):
         damaged = bytearray(model)
         damaged[position] ^= 1 << rng.integers(8)
         refused += not check(bytes(damaged))
     assert refused > 30  # most of this header is token text, where a flip often changes only a letter
-
-
-NASTY = (0, 1, 2, 8, 9, 31, 32, 0x7F, 0xFF, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-
-
-def mutate(content: bytes, action: int, position: int, value: int, length: int) -> bytes:
-    """One change: overwrite 1, 4 or 8 bytes by a nasty number, or drop, repeat or insert a stretch of bytes."""
-    if action < 3:
-        raw = struct.pack("<Q", value % 2**64)[: (1, 4, 8)[action]]
-        return content[:position] + raw + content[position + len(raw) :]
-    rest = content[position + length :]
-    middle = (b"", content[position : position + length] * 2, bytes([value % 256]) * length)[action - 3]
-    return content[:position] + middle + rest
 
 
 MUTATIONS = st.lists(
@@ -137,7 +124,7 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutations=MUTATIONS)
 def test_mutated_headers(header: bytes, model: bytes, check: Check, mutations: list[tuple[int, int, int, int]]) -> None:
     head = header
@@ -147,17 +134,43 @@ def test_mutated_headers(header: bytes, model: bytes, check: Check, mutations: l
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutations(header: bytes, model: bytes, check: Check) -> None:
-    """Where the structure is: mostly the hyper-parameters at the front and the tensor table at the end."""
-    rng = np.random.default_rng(2)
-    edges = np.concatenate([np.arange(1500), np.arange(len(header) - 1500, len(header))])
-    loaded = 0
-    for _ in range(10_000):
-        head = header
-        for _ in range(rng.integers(1, 4)):
-            position = int(rng.choice(edges)) % len(head)
-            head = mutate(
-                head, int(rng.integers(6)), position, NASTY[rng.integers(len(NASTY))], int(rng.integers(1, 64))
-            )
-        loaded += check(head + model[len(header) :], watch_memory=False)
-    assert loaded < 3000
+def test_ten_thousand_mutations(model: bytes, tmp_path: Path) -> None:
+    """In a process that may take 300 MB."""
+    (tmp_path / "base").write_bytes(model)
+    done = run_limited("gguf", secrets.randbits(32), 10_000, tmp_path / "base")
+    assert 100 < done["loaded"] < 2000  # about 340: a letter of a name nobody asks for, a token
+
+
+def text(content: bytes) -> bytes:
+    return struct.pack("<Q", len(content)) + content
+
+
+def array(kind: int, count: int, content: bytes) -> bytes:
+    return struct.pack("<IIQ", 9, kind, count) + content
+
+
+def test_the_worst_within_the_limits(tmp_path: Path) -> None:
+    """As many short strings, entries and tensors as are read, and a long text that takes four bytes a character."""
+    elements, entries, tensors, header = 5 << 18, 1 << 12, 1 << 15, 28 << 20
+    parts = [b"GGUF" + struct.pack("<IQQ", 3, tensors, entries)]
+    parts.append(text(b"strings") + array(8, elements, text("€".encode()) * elements))
+    parts += [text(b"%05d" % i) + struct.pack("<IB", 7, 1) for i in range(entries - 2)]
+    table = b"".join(text(b"%05d" % i) + struct.pack("<IQIQ", 1, 4, 0, 32 * i) for i in range(tensors))
+    left = header - sum(map(len, parts)) - len(table) - 100
+    parts.append(text(b"long") + struct.pack("<I", 8) + text(b"a" * left + "😀".encode()))
+    content = b"".join(parts) + table
+    path = tmp_path / "worst.gguf"
+    path.write_bytes(content + bytes(-len(content) % 32 + 32 * tensors))
+    assert run_limited("one", path)["message"] == ""
+
+
+@pytest.mark.parametrize("kind", [2, 7, 10])  # uint16 (most memory for a byte of file), bool, uint64
+def test_the_largest_array(tmp_path: Path, kind: int) -> None:
+    """One more element than is read, in a file that holds them."""
+    size = {2: 2, 7: 1, 10: 8}[kind]
+    path = tmp_path / "array.gguf"
+    for count, words in ((5 << 18, ""), ((5 << 18) + 1, "array elements at its start, more than any model has")):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text(b"k") + array(kind, count, b"\1" * size * count))
+        message = run_limited("one", path)["message"]
+        assert words in message
+        assert bool(words) == bool(message)
