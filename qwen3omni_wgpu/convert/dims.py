@@ -149,7 +149,7 @@ class Settings:
     def only(self, key: str, *allowed: Any) -> None:
         """Refuse a setting with another value than those that we implement; absent is the first of them."""
         value = self.values.get(key, allowed[0])
-        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
+        if value is not None and value not in allowed:
             raise self.unsupported(key, f"is {shown(value)}; only {' or '.join(map(str, allowed))} is supported")
 
     def same(self, key: str, value: int, other: Settings, other_key: str, other_value: int) -> None:

@@ -146,7 +146,8 @@ def unknown(names: Iterable[str], dims: Dims) -> list[str]:
     table: dict[tuple[str, ...], list[Row]] = {}
     every = [row for name, text in TABLE.items() for row in _parse(text, name)]
     for row in rows(dims) + (every if dims.family == "qwen3omni" else []):
-        table.setdefault(_key(row.hf), []).append(row)
+        if row.hf:
+            table.setdefault(_key(row.hf), []).append(row)
     leftovers = re.compile("|".join(f"(?:{pattern})" for pattern in LEFTOVERS))
     return [
         name
@@ -163,19 +164,21 @@ def _key(name: str) -> tuple[str, ...]:
 
 
 def _matches(row: Row, name: str, dims: Dims) -> bool:
-    """Whether the numbers in `name` are ones that the row counts; its words agree already (`_key`)."""
+    """Whether `name` is one of those that the row counts; its words agree already (`_key`)."""
     absent = row.component not in dims.components
     for pattern, piece in zip(row.hf.split("."), name.split("."), strict=True):
-        if not piece.isdecimal():
-            continue
-        if len(piece) > 6 or str(int(piece)) != piece:
-            return False
-        if place := _PLACE.fullmatch(pattern):
-            what, number = place[1], int(piece) - int(place[2] or 0)
-            size = 0 if absent else dims.size(row.component, _COUNTS.get(what, what))
-            if not absent and not (0 <= number < size if what in _COUNTS else number == size):
+        place = _PLACE.fullmatch(pattern)
+        if place is None:
+            if pattern != piece:
                 return False
-        elif pattern != piece:
+            continue
+        if not piece.isdecimal() or len(piece) > 6 or str(int(piece)) != piece:
+            return False
+        what, number = place[1], int(piece) - int(place[2] or 0)
+        if absent:
+            continue
+        size = dims.size(row.component, _COUNTS.get(what, what))
+        if not (0 <= number < size if what in _COUNTS else number == size):
             return False
     return True
 

@@ -67,6 +67,14 @@ def test_sizes_of_the_release() -> None:
         sizes.size("vision_encoder", "TAP")
 
 
+@pytest.mark.parametrize(("bins", "left"), [(128, 16), (100, 13), (80, 10), (1, 1), (9, 2)])
+def test_the_stem_halves_the_mel_bins_three_times(bins: int, left: int) -> None:
+    """A convolution of width 3, stride 2 and padding 1 leaves every second bin, the first included."""
+    assert left == len(range(bins)[::2][::2][::2])
+    config = changed("thinker_config.audio_config.num_mel_bins", bins)
+    assert dims(config).size("audio_encoder", "CM") == 480 * left
+
+
 def test_both_spellings_give_the_same() -> None:
     other = as_v5(CONFIG)
     assert "rope_parameters" in other["code2wav_config"]

@@ -284,10 +284,34 @@ def _changed(data: st.DataObject, name: str) -> str:
     pieces = name.split(".")
     at = data.draw(st.integers(0, len(pieces) - 1))
     if pieces[at].isdecimal():
-        pieces[at] = data.draw(st.sampled_from(["0" + pieces[at], "99", "-1", "9" * 30, "٣", "", "x"]))
+        pieces[at] = data.draw(st.sampled_from(["0" + pieces[at], "99", "-1", "9" * 30, "٣", "", "x", "{i}"]))
     else:
         pieces[at] = data.draw(st.sampled_from([pieces[at] + "s", "", "Weight", pieces[at] + ".weight", "{i}"]))
     return ".".join(pieces)
+
+
+def test_counts_end_where_the_config_says(release: Dims) -> None:
+    pairs = {
+        "thinker.model.layers.{}.input_layernorm.weight": 48,
+        "thinker.model.layers.0.mlp.experts.{}.up_proj.weight": 128,
+        "thinker.audio_tower.layers.{}.fc1.bias": 32,
+        "thinker.visual.blocks.{}.norm1.bias": 27,
+        "thinker.visual.merger_list.{}.ln_q.bias": 3,
+        "talker.code_predictor.lm_head.{}.weight": 15,
+        "code2wav.upsample.{}.1.gamma": 2,
+        "code2wav.decoder.{}.block.0.alpha": 5,  # from 1, for 0 is a convolution
+        "code2wav.decoder.1.block.{}.act1.beta": 5,  # from 2
+        "code2wav.decoder.{}.alpha": 6,  # only 5
+    }
+    for pattern, end in pairs.items():
+        assert names.unknown([pattern.format(end - 1)], release) == []
+        assert names.unknown([pattern.format(end)], release) == [pattern.format(end)]
+    for name in (
+        "code2wav.decoder.0.block.0.alpha",
+        "code2wav.decoder.1.block.1.act1.beta",
+        "code2wav.decoder.4.alpha",
+    ):
+        assert names.unknown([name], release) == [name]
 
 
 def test_harmless_leftovers_and_switched_off_components(release: Dims) -> None:
@@ -299,10 +323,8 @@ def test_harmless_leftovers_and_switched_off_components(release: Dims) -> None:
         "code2wav.code_offset",
     ]
     assert names.unknown(leftovers, release) == []
-    assert names.unknown(["code2wav.code_offset.x", "thinker.inv_freq"], release) == [
-        "code2wav.code_offset.x",
-        "thinker.inv_freq",
-    ]
+    strangers = ["code2wav.code_offset.x", "thinker.inv_freq", "", ".", "-"]
+    assert names.unknown(strangers, release) == strangers
     silent = dims({**CONFIG, "enable_audio_output": False})
     assert silent.parts == ("thinker", "mmproj")
     assert not list(names.targets(silent, "talker"))
