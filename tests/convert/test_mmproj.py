@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import PREPROCESSOR
 
@@ -152,7 +152,7 @@ def test_dither_is_refused() -> None:
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.floats(), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(wrong=st.dictionaries(st.sampled_from([*PREPROCESSOR, "size", "image_processor", "dither"]), JSON, max_size=3))
 def test_any_preprocessor_is_understood_or_refused(wrong: dict[str, Any]) -> None:
     message = ""

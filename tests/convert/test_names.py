@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import DIMS, build_config
 from tiny_checkpoint_shapes import shapes
@@ -252,7 +252,7 @@ class _Vocabulary(dict[str, int]):
         return self.setdefault(key, len(self))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(config=tiny_configs())
 def test_random_sizes_forwards_and_backwards(config: dict[str, Any]) -> None:
     sizes = dims(config)
@@ -268,7 +268,7 @@ def test_random_sizes_forwards_and_backwards(config: dict[str, Any]) -> None:
                 assert prod(target.shape) == sum(prod(shape) for _, shape in target.sources)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_missing_and_unknown_names_are_found(data: st.DataObject) -> None:
     sizes = dims(data.draw(tiny_configs()))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import GENERATION
 
@@ -199,7 +199,7 @@ def test_a_wrong_generation_config_is_named(wrong: dict[str, Any], blamed: str) 
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.floats(), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(wrong=st.dictionaries(st.sampled_from([*GENERATION, "talker_do_sample"]), JSON, max_size=3))
 def test_any_generation_config_is_understood_or_refused(wrong: dict[str, Any]) -> None:
     message = ""
