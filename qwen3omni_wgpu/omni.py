@@ -12,7 +12,7 @@ from qwen3omni_wgpu import env
 from qwen3omni_wgpu.answer import answer_events
 from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
 from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, TextDelta
 from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.template import ChatTemplate
@@ -207,8 +207,6 @@ class Omni:
 
         Raises ModelNotFound when the model has no such part, else what from_pretrained raises.
         """
-        if part not in self._resident.parts:
-            raise ModelNotFound(f"{self.path}: this model has no part {part!r}; it has: {', '.join(self.parts)}")
         if part == "thinker":
             self._resident.engine()
         else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from .convert.parts import ModelParts
 from .engine import Engine
 from .errors import InvalidRequest
-from .formats.gguf import GGUFFile
 from .gpu import Device, Tensor
 from .weights import load_weights
 
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 class Resident:
     """Parts of one model on one device. `parts`: headers, opened when a part is first needed."""
 
-    def __init__(self, device: Device, parts: Mapping[str, GGUFFile], load_engine: Callable[[], Engine]):
+    def __init__(self, device: Device, parts: ModelParts, load_engine: Callable[[], Engine]):
         self.device = device
         self.parts = parts
         self._load_engine = load_engine
@@ -40,7 +40,7 @@ class Resident:
         """The tensors of another part (mmproj, talker), by name. Raises what load_weights raises."""
         self._check_open()
         if part not in self._weights:
-            file = self.parts[part]
+            file = self.parts.need(part)
             self._weights[part] = load_weights(self.device, file, file.tensors, progress)
         return self._weights[part]
 

@@ -21,6 +21,7 @@ from qwen3omni_wgpu import (
     TextDelta,
     UnsupportedModel,
 )
+from qwen3omni_wgpu.convert.parts import ModelParts
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.inputs.detokenize import TextStream
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
@@ -42,7 +43,9 @@ def make(tiny_llama):
         eos = [min(tokenizer.eos_ids)] if ended else []
         engine = FakeEngine([tokenizer.encode(text) + eos for text in answers], **settings)
         device = SimpleNamespace(info=SimpleNamespace(name="fake", software=True), close=lambda: None)
-        return Omni(Resident(device, {"thinker": file}, lambda: engine), tokenizer, load_s=1.5)
+        return Omni(
+            Resident(device, ModelParts(file.path, {"thinker": lambda: file}), lambda: engine), tokenizer, load_s=1.5
+        )
 
     return build
 

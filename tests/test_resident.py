@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import ADAPTER
-from tiny_checkpoint import write_tiny_checkpoint
+from safetensors.numpy import load_file, save_file
+from tiny_checkpoint import write_json, write_tiny_checkpoint
 
 from qwen3omni_wgpu import GenerationConfig, InvalidRequest, ModelNotFound, Omni
 from qwen3omni_wgpu.convert.parts import open_parts
@@ -21,8 +21,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def omni(folder):
-    with Omni.from_pretrained(folder, device=ADAPTER, ctx_size=64) as opened:
+def omni(folder, adapter):
+    with Omni.from_pretrained(folder, device=adapter, ctx_size=64) as opened:
         yield opened
 
 
@@ -64,25 +64,45 @@ def test_a_part_in_use_stays(omni):
     omni.release("thinker")
 
 
-def test_parts_that_are_not_there(omni, folder, tmp_path):
-    with pytest.raises(ModelNotFound, match=r"no part 'voice'; it has: thinker, mmproj, talker"):
+def test_parts_that_are_not_there(omni, folder, tmp_path, adapter):
+    with pytest.raises(ModelNotFound, match=r"no voice part \(it has: thinker, mmproj, talker\)"):
         omni.load("voice")
     write_gguf(tmp_path / "alone.gguf", open_parts(folder)["thinker"])
-    with Omni.from_pretrained(tmp_path / "alone.gguf", device=ADAPTER, ctx_size=64) as alone:
+    with Omni.from_pretrained(tmp_path / "alone.gguf", device=adapter, ctx_size=64) as alone:
         assert alone.parts == ("thinker",)
-        with pytest.raises(ModelNotFound, match="no part 'talker'; it has: thinker"):
+        with pytest.raises(
+            ModelNotFound, match=r"no talker part \(it has: thinker\); put talker-NAME-TYPE.gguf beside"
+        ):
             alone.load("talker")
     omni.close()
     with pytest.raises(InvalidRequest, match="closed"):
         omni.load("talker")
 
 
-def test_broken_parts_that_nobody_uses_do_no_harm(folder, tmp_path):
+def test_text_runs_without_the_other_parts_shards(folder, tmp_path, adapter):
+    """As `pull --text-only` leaves a checkpoint."""
+    stored = load_file(folder / "model.safetensors")
+    text = [name for name in stored if name.startswith(("thinker.model.", "thinker.lm_head."))]
+    for path in folder.iterdir():
+        if path.suffix == ".json" or path.name == "merges.txt":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_file({name: stored[name] for name in text}, tmp_path / "model-00001-of-00002.safetensors")
+    where = {name: f"model-0000{1 if name in text else 2}-of-00002.safetensors" for name in stored}
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": where})
+    with Omni.from_pretrained(tmp_path, device=adapter, ctx_size=64) as omni:
+        assert omni.parts == ("thinker",)
+        assert omni.generate("hello", config=SHORT).token_ids
+        for part in ("mmproj", "talker"):
+            with pytest.raises(ModelNotFound, match=r"model-00002-of-00002\.safetensors: is missing, and holds tensor"):
+                omni.load(part)
+
+
+def test_broken_parts_that_nobody_uses_do_no_harm(folder, tmp_path, adapter):
     for part, file in open_parts(folder).items():
         prefix = "" if part == "thinker" else f"{part}-"
         write_gguf(tmp_path / f"{prefix}tiny-Q8_0.gguf", file)
     (tmp_path / "talker-tiny-Q8_0.gguf").write_bytes(b"GGUF, but not really")
-    with Omni.from_pretrained(tmp_path, device=ADAPTER, ctx_size=64) as omni:
+    with Omni.from_pretrained(tmp_path, device=adapter, ctx_size=64) as omni:
         assert omni.generate("hello", config=SHORT).token_ids
         omni.load("mmproj")
         with pytest.raises(Exception, match=r"talker-tiny-Q8_0\.gguf") as caught:

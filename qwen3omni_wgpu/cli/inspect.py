@@ -63,6 +63,7 @@ def describe(model: "ModelParts", config: "TextConfig", common: Common) -> dict[
         "parameters": sum(row["parameters"] for row in rows.values()),
         "config": asdict(config),
         "parts": {part: _part(file) for part, file in model.items()},
+        "absent_parts": {part: str(error) for part, error in model.absent.items()},
         "components": rows,
         "thinker_bytes": kinds(model["thinker"]),
         "weight_bytes": sum(row["bytes"] for row in rows.values()),
@@ -154,6 +155,8 @@ def _print(report: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
     for name, row in report["components"].items():
         types = ", ".join(f"{type} {size_of(nbytes)}" for type, nbytes in row["types"].most_common())
         print(f"  {name:<16}{size_of(row['bytes']):>12}  {row['tensors']} tensors ({types}), part {row['part']}")
+    for part, reason in report["absent_parts"].items():
+        print(f"  {part} is not all here: {reason}")
     print("  of the text model: " + ", ".join(f"{k} {size_of(v)}" for k, v in report["thinker_bytes"].items()))
     each, context = report["kv_bytes_per_token"], report["ctx_size"]
     print(f"\nKV cache {each / 1024:.1f} KiB a token (f16): {size_of(report['kv_cache_bytes'])} for {context} tokens")

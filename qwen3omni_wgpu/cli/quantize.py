@@ -14,6 +14,7 @@ from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import Progress
 
 if TYPE_CHECKING:
+    from qwen3omni_wgpu.convert.parts import ModelParts
     from qwen3omni_wgpu.formats.gguf import GGUFFile
 
 
@@ -79,19 +80,21 @@ def _jobs(
         quantize_code_predictor=code_predictor,
     )
     jobs = []
-    for part in _chosen(wanted, tuple(model)):
-        file = model[part]
+    for part in _chosen(wanted, model):
+        file = model.need(part)
         if not checkpoint:
             file = retype(part, file, type, again=again, quantize_code_predictor=code_predictor)
         jobs.append((_target(out, part, base_name(path), type), file))
     return jobs
 
 
-def _chosen(wanted: str, have: tuple[str, ...]) -> list[str]:
+def _chosen(wanted: str, model: "ModelParts") -> list[str]:
+    """Parts of a checkpoint whose shards are missing count: leaving them out of "all" must be said, not guessed."""
     from qwen3omni_wgpu.convert.parts import PARTS
 
+    have = [part for part in PARTS if part in model or part in model.absent]
     if wanted == "all":
-        return list(have)
+        return have
     names = [name.strip() for name in wanted.split(",")]
     if unknown := [name for name in names if name not in PARTS]:
         raise InvalidRequest(f"--parts {wanted}: there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}, or all")

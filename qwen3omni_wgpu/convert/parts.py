@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModelFile, InvalidRequest, ModelNotFound, UnsupportedModel
-from ..formats.checkpoint import read_checkpoint, read_json
+from ..formats.checkpoint import Checkpoint, missing_shard, read_checkpoint, read_json
 from ..formats.gguf import GGUFFile, read_gguf
 from ..formats.tensors import Derived, Info, TensorInfo, shown
 from . import mmproj, names, talker, thinker, vocabulary
@@ -36,10 +36,19 @@ _AGAIN = "download it again"
 
 
 class ModelParts(Mapping[str, GGUFFile]):
-    """Part name -> GGUFFile, opened when first asked for. `path`: the file or folder that they come from."""
+    """Part name -> GGUFFile, opened when first asked for. `path`: the file or folder that they come from.
 
-    def __init__(self, path: Path, openers: Mapping[str, Callable[[], GGUFFile]]):
+    absent: parts that belong to the model but are not all here, with the reason.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        openers: Mapping[str, Callable[[], GGUFFile]],
+        absent: Mapping[str, ModelNotFound] | None = None,
+    ):
         self.path = path
+        self.absent = dict(absent or {})
         self._openers = dict(openers)
         self._opened: dict[str, GGUFFile] = {}
 
@@ -61,6 +70,8 @@ class ModelParts(Mapping[str, GGUFFile]):
 
     def need(self, part: str) -> GGUFFile:
         """The part, or ModelNotFound saying how to get it."""
+        if part in self.absent:
+            raise self.absent[part]
         if part not in self:
             have = ", ".join(self)
             raise ModelNotFound(
@@ -89,7 +100,7 @@ def open_parts(
         raise InvalidRequest(f"type is {type!r}, but must be one of {', '.join(TYPES)}")
     if path.is_dir():
         checkpoint = read_checkpoint(path, config)
-        parts = _from_hugging_face(path, checkpoint.config, checkpoint.tensors, type or "q8_0", quantize_code_predictor)
+        parts = _from_hugging_face(path, path, checkpoint, type or "q8_0", quantize_code_predictor)
     else:
         file = read_gguf(path)
         if any(name.startswith(_HUGGING_FACE) for name in file.tensors):
@@ -213,37 +224,47 @@ def _single_file(file: GGUFFile, config: Path | None, type: str | None) -> Model
             "put it there or name it with --config"
         )
     stored = {name: info for name, info in file.tensors.items() if isinstance(info, TensorInfo)}
-    return _from_hugging_face(file.path, read_json(at), stored, type, False, at.parent)
+    return _from_hugging_face(file.path, at.parent, Checkpoint(at.parent, read_json(at), stored), type, False)
 
 
 def _from_hugging_face(
-    path: Path,
-    config: dict[str, Any],
-    tensors: dict[str, TensorInfo],
-    type: str | None,
-    quantize_code_predictor: bool,
-    folder: Path | None = None,
+    path: Path, folder: Path, checkpoint: Checkpoint, type: str | None, quantize_code_predictor: bool
 ) -> ModelParts:
-    """Parts made from tensors under Hugging Face names. type None: as they are stored, where that can be run."""
-    folder = folder or path
+    """Parts made from tensors under Hugging Face names. folder: where the tokenizer's and other settings' files are.
+
+    type None: weights stay as they are stored, where that can be run.
+    """
+    config = checkpoint.config
     sizes = dims(config, folder / "config.json")
-    _check_known(path, tensors, sizes)
+    _check_known(path, checkpoint.tensors, sizes)
     generation = _optional(folder / "generation_config.json")
     preprocessor = _optional(folder / "preprocessor_config.json")
     name = base_name(path)
 
     def build(part: str) -> GGUFFile:
-        infos = dict(_tensors(path, sizes, part, tensors, type, quantize_code_predictor))
+        infos = dict(_tensors(path, sizes, part, checkpoint, type, quantize_code_predictor))
         if part == "thinker":
             metadata = thinker.metadata(config, name, generation, folder / "config.json")
-            metadata |= vocabulary.metadata(folder, metadata[f"{metadata['general.architecture']}.vocab_size"])
+            rows = metadata[f"{metadata['general.architecture']}.vocab_size"]
+            metadata |= vocabulary.metadata(folder, rows, config=config, generation=generation)
         elif part == "mmproj":
-            metadata = mmproj.metadata(config, preprocessor, name)
+            metadata = mmproj.metadata(config, preprocessor, name, folder / "config.json")
         else:
-            metadata = talker.metadata(config, generation, name)
+            metadata = talker.metadata(config, generation, name, folder / "config.json")
         return GGUFFile(path, metadata | {"general.file_type": _FILE_TYPES[type or _most(infos)]}, infos)
 
-    return ModelParts(path, {part: _builder(build, part) for part in sizes.parts})
+    absent: dict[str, ModelNotFound] = {}
+    for tensor, shard in checkpoint.absent.items():
+        absent.setdefault(_part_of(tensor), missing_shard(shard, tensor))
+    whole = [part for part in sizes.parts if part not in absent or part == "thinker"]
+    return ModelParts(path, {part: _builder(build, part) for part in whole}, absent)
+
+
+def _part_of(tensor: str) -> str:
+    """The part that a tensor with a Hugging Face name belongs to."""
+    if tensor.startswith(("thinker.audio_tower.", "thinker.visual.")):
+        return "mmproj"
+    return "talker" if tensor.startswith(("talker.", "code2wav.")) else "thinker"
 
 
 def _builder(build: Callable[[str], GGUFFile], part: str) -> Callable[[], GGUFFile]:
@@ -268,12 +289,12 @@ def _tensors(
     path: Path,
     sizes: Dims,
     part: str,
-    stored: Mapping[str, TensorInfo],
+    checkpoint: Checkpoint,
     type: str | None,
     quantize_code_predictor: bool,
 ) -> Iterator[tuple[str, Info]]:
     for target in names.targets(sizes, part):
-        sources = tuple(_source(path, stored, name, shape) for name, shape in target.sources)
+        sources = tuple(_source(path, checkpoint, name, shape) for name, shape in target.sources)
         wanted = type or _kept(sources)
         final = out_type(
             target.name, target.shape, target.component, wanted, quantize_code_predictor=quantize_code_predictor
@@ -287,8 +308,11 @@ def _kept(sources: tuple[TensorInfo, ...]) -> str:
     return types.pop() if len(types) == 1 else "f32"
 
 
-def _source(path: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+def _source(path: Path, checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    stored = checkpoint.tensors
     info = stored.get(name)
+    if name in checkpoint.absent:
+        raise missing_shard(checkpoint.absent[name], name)
     if info is None:
         near = difflib.get_close_matches(name, stored, n=1, cutoff=0.9) if len(stored) < 5000 else []
         hint = f" (there is {shown(near[0])})" if near else ""

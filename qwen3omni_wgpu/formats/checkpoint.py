@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,16 @@ _FETCH = "run `hf download REPO --local-dir {folder}` again, it gets only what i
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose tensors are all found: each one lies wholly inside a shard, and no name occurs twice."""
+    """A folder whose tensors are found: each one lies wholly inside a shard, and no name occurs twice.
+
+    absent: tensors that the index places in shards that are not there, with those shards' paths. Not all of them may be
+    needed: text alone runs without the shards of the speech part.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    absent: dict[str, Path] = field(default_factory=dict)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -53,18 +58,23 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 def read_checkpoint(folder: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Read config.json and the headers of all shards; `config` names another file than the folder's config.json.
 
-    Raises ModelNotFound (folder, config.json or a shard is missing), InvalidModelFile (damaged or contradictory) or
-    UnsupportedModel (PyTorch files only, a tensor type that is not read), each naming the file and, where it is one
-    tensor's fault, the tensor.
+    Raises ModelNotFound (folder, config.json, all shards or a numbered one are missing), InvalidModelFile (damaged or
+    contradictory) or UnsupportedModel (PyTorch files only, a tensor type that is not read), each naming the file and,
+    where it is one tensor's fault, the tensor.
     """
     folder = Path(folder)
     names = _list(folder)
-    tensors = _read_tensors(folder, names)
+    tensors, absent = _read_tensors(folder, names)
     if not tensors:
         raise InvalidModelFile(f"{folder}: its safetensors files hold no tensors; {AGAIN}")
     if config is None and "config.json" not in names:
         raise ModelNotFound(f"{folder}: has no config.json; download it too, or name one with --config")
-    return Checkpoint(folder, read_json(config or folder / "config.json", _MAX_SMALL), tensors)
+    return Checkpoint(folder, read_json(config or folder / "config.json", _MAX_SMALL), tensors, absent)
+
+
+def missing_shard(path: Path, tensor: str) -> ModelNotFound:
+    """The error for a tensor that is needed and absent."""
+    return ModelNotFound(f"{path}: is missing, and holds tensor {shown(tensor)}; " + _FETCH.format(folder=path.parent))
 
 
 def read_json(path: str | os.PathLike[str], limit: int = _MAX_JSON) -> dict[str, Any]:
@@ -101,13 +111,13 @@ def _pickles(names: set[str]) -> list[str]:
     return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
 
 
-def _read_tensors(folder: Path, names: set[str]) -> dict[str, TensorInfo]:
+def _read_tensors(folder: Path, names: set[str]) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
     if index := _find_index(folder, names):
         return _read_indexed(folder, names, index)
     tensors: dict[str, TensorInfo] = {}
     for shard in _without_index(folder, names):
         _add(tensors, read_safetensors(folder / shard))
-    return tensors
+    return tensors, {}
 
 
 def _add(tensors: dict[str, TensorInfo], more: dict[str, TensorInfo]) -> None:
@@ -133,26 +143,30 @@ def _find_index(folder: Path, names: set[str]) -> str | None:
     return found[0] if found else None
 
 
-def _read_indexed(folder: Path, names: set[str], index: str) -> dict[str, TensorInfo]:
+def _read_indexed(folder: Path, names: set[str], index: str) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
     path = folder / index
     placed = _weight_map(path)
     shards = sorted(set(placed.values()))
     if _SINGLE in names and _SINGLE not in shards:  # transformers would take this one, so it matters which is meant
         raise InvalidModelFile(f"{folder}: has both {_SINGLE} and {index} for other files; remove one of them")
-    if missing := [shard for shard in shards if shard not in names]:
+    present = [shard for shard in shards if shard in names]
+    if not present:
         raise ModelNotFound(
-            f"{folder / missing[0]}: is missing ({len(missing)} of {len(shards)} shards that {index} names are); "
+            f"{folder / shards[0]}: is missing, with all {len(shards)} shards that {index} names; "
             + _FETCH.format(folder=folder)
         )
     held: dict[str, TensorInfo] = {}
-    for shard in shards:
+    for shard in present:
         _add(held, read_safetensors(folder / shard))
+    absent = {name: folder / shard for name, shard in placed.items() if shard not in names}
     for name, shard in placed.items():
+        if name in absent:
+            continue
         if name not in held or held[name].path.name != shard:
             where = f", it is in {held[name].path.name}" if name in held else ""
             raise InvalidModelFile(f"{folder / shard}: {index} says that it holds tensor {shown(name)}{where}; {AGAIN}")
     # What a shard holds beyond the index is left alone, as transformers does: fine-tuning tools leave such buffers.
-    return {name: held[name] for name in placed}
+    return {name: held[name] for name in placed if name not in absent}, absent
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fake_engine import FakeEngine
 from tiny_gguf import write_tiny
 
 from qwen3omni_wgpu.cli import run
+from qwen3omni_wgpu.convert.parts import ModelParts
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.omni import Omni
@@ -109,7 +110,11 @@ def fake(tiny, monkeypatch):
             model.loads.append((name, arguments))
             if arguments.get("ctx_size"):
                 engine.ctx_size = arguments["ctx_size"]
-            return Omni(Resident(device, {"thinker": file}, lambda: engine), tokenizer, load_s=0.25)
+            return Omni(
+                Resident(device, ModelParts(file.path, {"thinker": lambda: file}), lambda: engine),
+                tokenizer,
+                load_s=0.25,
+            )
 
         original = engine.generate
 

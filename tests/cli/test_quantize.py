@@ -163,6 +163,21 @@ def test_a_tensor_twice(command, folder, tmp_path):
     command("quantize", str(copy), str(tmp_path / "out")).failed_with(name, shards[0].name, shards[1].name)
 
 
+def test_a_checkpoint_whose_talker_was_not_downloaded(command, folder, tmp_path):
+    """All means all; what is here can be asked for by name."""
+    tensors = {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}
+    copy = broken(folder, tmp_path, lambda changed: [changed.pop(name) for name in tensors if name[:2] in ("ta", "co")])
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= {name: "model-00004-of-00004.safetensors" for name in tensors if name[:2] in ("ta", "co")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    command("quantize", str(copy), str(tmp_path / "out")).failed_with("model-00004-of-00004", "is missing, and holds tensor")
+    assert command("quantize", str(copy), str(tmp_path / "out"), "--parts", "thinker,mmproj").status == 0
+    report = json.loads(command("inspect", str(copy), "--json").out)
+    assert list(report["parts"]) == ["thinker", "mmproj"]
+    assert "model-00004-of-00004" in report["absent_parts"]["talker"]
+    assert "speech out" not in report["memory"]
+
+
 def test_usage(command, folder, tmp_path):
     out = str(tmp_path / "out")
     command("quantize", str(folder), out, "--type", "q3_k").failed_with("q3_k", "q8_0")

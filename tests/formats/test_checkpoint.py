@@ -10,7 +10,7 @@ import pytest
 from formats.checkpoints import INDEX, pack, some_tensors, sound, write_checkpoint
 
 from qwen3omni_wgpu.errors import InvalidModelFile, ModelNotFound, OmniError, UnsupportedModel
-from qwen3omni_wgpu.formats.checkpoint import is_checkpoint, read_checkpoint, read_json
+from qwen3omni_wgpu.formats.checkpoint import is_checkpoint, missing_shard, read_checkpoint, read_json
 from qwen3omni_wgpu.formats.tensors import dequantize
 
 ONE, TWO, THREE = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
@@ -192,11 +192,19 @@ def test_no_tensors(tmp_path: Path) -> None:
 
 
 def test_a_shard_of_the_index_is_missing(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Its tensors are absent and may not be needed; without any shard there is nothing to read."""
     folder = write_checkpoint(tmp_path / "model", tensors)
+    placed = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     (folder / TWO).unlink()
-    refused(ModelNotFound, folder / TWO, "is missing (1 of 3 shards", "`hf download REPO --local-dir", "only what is")
+    found = read_checkpoint(folder)
+    assert found.absent == {name: folder / TWO for name, shard in placed.items() if shard == TWO} != {}
+    assert sorted([*found.tensors, *found.absent]) == sorted(placed)
+    error = str(missing_shard(folder / TWO, next(iter(found.absent))))
+    assert error.startswith(f"{folder / TWO}: is missing, and holds tensor ")
+    assert "`hf download REPO --local-dir" in error
     (folder / ONE).unlink()
-    refused(ModelNotFound, folder / ONE, "is missing (2 of 3 shards")
+    (folder / THREE).unlink()
+    refused(ModelNotFound, folder / ONE, "is missing, with all 3 shards", "`hf download REPO --local-dir")
 
 
 @pytest.mark.parametrize("layout", ["index", "numbered"])
