@@ -89,7 +89,7 @@ def fetch(
         try:
             return plan(model_id, parts=parts, offline=True, revision=revision).path
         except OmniError:
-            if offline or _told_offline():
+            if offline:
                 raise
     return download(plan(model_id, parts=parts, revision=revision), progress=progress)
 

@@ -30,8 +30,7 @@ _SIDE_FILES = (
     "merges.txt",
     INDEX,
 )
-_TENSORS = {
-    "thinker": ("thinker.model.", "thinker.lm_head."),
+_TENSORS = {  # and all other tensors are the thinker's
     "mmproj": ("thinker.audio_tower.", "thinker.visual."),
     "talker": ("talker.", "code2wav."),
 }
@@ -202,8 +201,7 @@ def _checkpoint(
 
 
 def _indexed(repo: str, weight_map: Mapping[str, str], parts: tuple[str, ...] | None) -> dict[str, str]:
-    """The shards that hold a tensor of the wanted parts. Tensors of plain text models, whose names say nothing of
-    parts, count as the thinker's."""
+    """The shards that hold a tensor of the wanted parts. A plain text model is all thinker."""
     shards: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
