@@ -150,6 +150,7 @@ class PartFile:
         self._note(0)
         os.ftruncate(self._fd, 0)
         _write_all(self._fd, MAGIC_SIZE, memoryview(self._head)[MAGIC_SIZE:])
+        _flush_folder(self.path.parent)
         self.done = len(self._head)
 
     def _continue(self) -> None:

@@ -463,7 +463,8 @@ def test_too_little_space(sources, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("out*"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
     stopped(tmp_path / "out.gguf", file, 5)
-    os.sync()  # so that the file system has counted the .part's blocks
+    with (tmp_path / "out.gguf.part").open("rb") as part:
+        os.fsync(part.fileno())  # so that the file system has counted its blocks
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
     write_gguf(tmp_path / "out.gguf", file, resume=True)  # what the .part takes is not needed again
 

@@ -104,7 +104,9 @@ class Helper:
     def __init__(self, folder: Path, files: dict[str, GGUFFile]) -> None:
         (folder / "files.pickle").write_bytes(pickle.dumps(files))
         command = [sys.executable, "-c", HELPER, str(folder / "files.pickle")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def run(self, path: Path, file: str, **order: Any) -> Iterator[list[str]]:
         """Start a run; its lines as words, the last one is ["ended", STATUS]."""
@@ -123,9 +125,8 @@ class Helper:
         raise AssertionError("the helper ended")
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(60)
+        os.killpg(self.process.pid, signal.SIGKILL)  # also a child that a failed test has left
+        self.process.communicate()
 
 
 @pytest.fixture
