@@ -523,6 +523,19 @@ def test_a_disk_too_small_is_found_before_anything_comes(server, monkeypatch):
     assert server.requested() == set()
 
 
+def test_what_an_earlier_run_brought_needs_no_room(server, monkeypatch):
+    server.repos["u/m"] = Repo(files := contents("m-Q8_0.gguf"))
+    server.cuts["m-Q8_0.gguf"] = [400, 0, 0, 0]
+    with pytest.raises(OmniError, match="what has come is kept"):
+        hub.fetch("u/m")
+    free = len(files["m-Q8_0.gguf"]) - 400
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free - 1))
+    with pytest.raises(OmniError, match="make room"):
+        hub.fetch("u/m")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    assert hub.fetch("u/m").read_bytes() == files["m-Q8_0.gguf"]
+
+
 @pytest.mark.parametrize(("number", "words"), [
     (errno.ENOSPC, "is full; what has come is kept"), (errno.EROFS, "no right to write"),
 ])  # fmt: skip
