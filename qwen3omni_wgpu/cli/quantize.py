@@ -69,7 +69,8 @@ def _jobs(
 
     if type not in TYPES:
         raise InvalidRequest(f"--type {type} cannot be written; choose one of {', '.join(TYPES)}")
-    path = locate(source, offline=common.offline)
+    with Bar(common) as bar:
+        path = locate(source, offline=common.offline, progress=lambda d, t: bar.show(Progress("pull", d, t)))
     checkpoint = path.is_dir()
     model = open_parts(
         path,

@@ -170,7 +170,7 @@ def test_a_checkpoint_whose_talker_was_not_downloaded(command, folder, tmp_path)
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     index["weight_map"] |= {name: "model-00004-of-00004.safetensors" for name in tensors if name[:2] in ("ta", "co")}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    command("quantize", str(copy), str(tmp_path / "out")).failed_with("model-00004-of-00004", "is missing, and holds tensor")
+    command("quantize", str(copy), str(tmp_path / "out")).failed_with("model-00004-of-00004", "is missing, and")
     assert command("quantize", str(copy), str(tmp_path / "out"), "--parts", "thinker,mmproj").status == 0
     report = json.loads(command("inspect", str(copy), "--json").out)
     assert list(report["parts"]) == ["thinker", "mmproj"]
