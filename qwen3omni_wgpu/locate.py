@@ -37,7 +37,7 @@ def locate(
         return _in_folder(path)
     if path.exists():
         return _file(path)
-    if hub.is_hub_id(str(model)) and path.suffix != ".gguf" and not path.parent.exists():
+    if hub.is_hub_id(str(model)) and not path.parent.exists():
         try:
             return hub.fetch(str(model), offline=offline, progress=progress)
         except OmniError as error:
