@@ -191,9 +191,12 @@ class Index:
         return damage_json(rng, self.sound)
 
     def read(self, path: Path) -> None:
-        tensors = read_checkpoint(path.parent).tensors
-        assert list(tensors) == list(read_json(path)["weight_map"])
-        assert {info.path.parent for info in tensors.values()} == {path.parent}
+        checkpoint = read_checkpoint(path.parent)
+        found = {name: info.path for name, info in checkpoint.tensors.items()}
+        assert not found.keys() & checkpoint.absent.keys()
+        placed = read_json(path)["weight_map"]
+        assert {**found, **checkpoint.absent} == {name: path.parent / shard for name, shard in placed.items()}
+        assert not any(shard.exists() for shard in checkpoint.absent.values())
 
     def refused(self, path: Path, message: str) -> None:
         pass

@@ -111,6 +111,13 @@ def test_files_beside_the_model_are_left_alone(tmp_path: Path, tensors: dict[str
     assert set(read_checkpoint(with_index).tensors) == set(tensors)
 
 
+def test_a_name_that_no_message_can_show_is_left_alone(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "one.safetensors").write_bytes(sound(tensors))
+    (tmp_path / "a\nb.safetensors").write_bytes(sound(tensors))
+    assert set(read_checkpoint(tmp_path).tensors) == set(tensors)
+
+
 def test_tensors_beyond_the_index_are_left_alone(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     folder = write_checkpoint(tmp_path / "model", tensors)
     extra = next(iter(tensors))
@@ -386,6 +393,8 @@ def test_damaged_config(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     folder = write_checkpoint(tmp_path / "model", tensors)
     (folder / "config.json").write_text("{]")
     refused(InvalidModelFile, folder / "config.json", "not valid JSON (Expecting property name")
+    (folder / "config.json").write_text("{}" + " " * (8 << 20))
+    refused(InvalidModelFile, folder / "config.json", "is larger than 8 MiB")
 
 
 # --- read_json
@@ -420,6 +429,16 @@ def test_json_that_is_read(tmp_path: Path) -> None:
     assert read_json(str(path)) == {"a": [1, 0.5, True, None, "ä"], "b": {"c": float("inf")}}
     with pytest.raises(InvalidModelFile, match="is larger than 0 MiB"):
         read_json(path, 10)
+
+
+def test_json_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    monkeypatch.setattr(Path, "open", deny)
+    refused(InvalidModelFile, path, "cannot be read (Permission denied); check its permissions", read=read_json)
 
 
 def test_json_files_that_are_none(tmp_path: Path) -> None:
