@@ -26,7 +26,7 @@ _MAX_SMALL = 8 << 20
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
-_PLAIN_NAME = re.compile(r"[^/\\.][^/\\]*")
+_PLAIN_NAME = re.compile(r"[^/\\.][^/\\]{0,254}")
 _FETCH = "run `hf download REPO --local-dir {folder}` again, it gets only what is missing"
 
 

@@ -346,11 +346,13 @@ def test_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("", "not a file of this folder"),
         ("a\nb.safetensors", r"'a\nb.safetensors', which is not"),
         ("a\0.safetensors", "not a file of this folder"),
+        ("x" * 9999 + ".safetensors", "xxx...', which is not a file of this folder"),
         ("\ud800.safetensors", r"'\ud800.safetensors', which is not"),
         (1, "a JSON int, which is no file name"),
         (["a.safetensors"], "a JSON list"),
         ({}, "a JSON dict"),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
 def test_an_index_that_leads_elsewhere(
     tmp_path: Path, tensors: dict[str, np.ndarray], shard: object, words: str
