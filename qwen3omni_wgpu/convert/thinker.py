@@ -79,8 +79,8 @@ def _sampling(generation: Mapping[str, Any], omni: bool, path: Path) -> dict[str
         found["general.sampling.top_k"] = settings.integer("top_k", _TOP_K, low=0)
         for key, (ours, default) in _SAMPLING.items():
             if settings.has(key) or default is not None:
-                zero = settings.values.get(key) == 0  # switched off, where number() wants more
-                found[f"general.sampling.{ours}"] = 0.0 if zero else settings.number(key, default)
+                off = key != "repetition_penalty" and values.get(key) in (0, 0.0) and values[key] is not False
+                found[f"general.sampling.{ours}"] = 0.0 if off else settings.number(key, default)
     if omni and settings.has("max_new_tokens"):
         found["qwen3omni.max_new_tokens"] = settings.integer("max_new_tokens")
     return found

@@ -184,6 +184,10 @@ def test_generation_defaults(omni: dict[str, Any]) -> None:
     assert (sampled.min_p, sampled.repeat_penalty) == (0.0, 1.05)
     usual = GenerationConfig().resolved(metadata(DENSE, "x", {"do_sample": True}))
     assert (usual.temperature, usual.top_k, usual.top_p, usual.min_p) == (1.0, 50, 1.0, 0.0)
+    off = GenerationConfig().resolved(
+        metadata(DENSE, "x", {"do_sample": True, "temperature": 0, "top_p": 0.0, "top_k": 0})
+    )
+    assert (off.temperature, off.top_k, off.top_p) == (0.0, 0, 0.0)
     own = {"thinker_do_sample": True, "thinker_temperature": 0.7, "thinker_max_new_tokens": 512, "temperature": 9.0}
     found = metadata(omni, "x", own)
     assert (found["general.sampling.temp"], found["qwen3omni.max_new_tokens"]) == (0.7, 512)
@@ -229,8 +233,9 @@ def test_contradictions(omni: dict[str, Any]) -> None:
     omni["im_end_token_id"] = 10**6
     with pytest.raises(InvalidModelFile, match="im_end_token_id"):
         metadata(omni, "x", {})
-    with pytest.raises(InvalidModelFile, match=r"generation_config.json.*temperature"):
-        metadata(DENSE, "x", {"do_sample": True, "temperature": "hot"})
+    for key, value in (("temperature", "hot"), ("min_p", False), ("repetition_penalty", 0), ("top_k", 2.5)):
+        with pytest.raises(InvalidModelFile, match=rf"generation_config.json.*{key}"):
+            metadata(DENSE, "x", {"do_sample": True, key: value})
 
 
 @pytest.mark.parametrize(

@@ -268,11 +268,24 @@ def test_other_spellings_of_a_rule(tmp_path: Path) -> None:
     assert metadata(write_backend(tmp_path / "c", RULES["qwen2"].build(), nfc), 300)["tokenizer.ggml.pre"] == "qwen2"
 
 
+def spelled(behavior: str, invert: bool = False) -> Any:
+    """The Qwen2 rule's expression, but not to cut by it."""
+    split = pre_tokenizers.Split(Regex(RULES["qwen2"].splits[0]), behavior, invert)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
+def test_the_spelling_used_below() -> None:
+    assert spelled("isolated").pre_tokenize_str("a b") == RULES["qwen2"].build().pre_tokenize_str("a b")
+
+
 @pytest.mark.parametrize(
     ("pre", "normalizer"),
     [
         (pre_tokenizers.ByteLevel(add_prefix_space=True), None),
         (pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("x"), "isolated"), RULES["qwen2"].build()]), None),
+        (spelled("removed"), None),
+        (spelled("merged_with_previous"), None),
+        (spelled("isolated", invert=True), None),
         (RULES["qwen2"].build(), normalizers.Lowercase()),
         (RULES["qwen2"].build(), normalizers.NFKC()),
         (pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("x"), "removed"), pre_tokenizers.ByteLevel(False)]), None),
