@@ -1,11 +1,11 @@
 """`qwen3omni quantize` on a checkpoint with the 30B's true tensor shapes: peak memory and speed against their limits.
 
-    python bench/quantize.py [--layers 3 6] [--type q8_0] [-r 3] [--folder DISK]
+    python bench/quantize.py [--layers 1 4] [--type q8_0] [-r 3] [--folder DISK]
     python bench/quantize.py --chunks            only the conversions, on one core, for several chunk sizes
 
-The checkpoints have embedding, head and the first LAYERS layers of the thinker with all experts as single tensors
-(3.7 GB for 2 layers, 1.22 GB for each more), random bf16 weights, real bytes on the disk. Every measurement is a
-process of its own and starts with the checkpoint out of the page cache.
+The checkpoints have embedding, head, both towers and the first LAYERS layers of the thinker with all experts as single
+tensors (4.9 GB for one layer, 1.25 GB for each more), random bf16 weights, real bytes on the disk. Every measurement is
+a process of its own and starts with the checkpoint out of the page cache.
 
 The limit: reading the checkpoint and writing as many bytes as the result has, both at once, because both are needed
 and share the disk; or `gguf.quantize` of the same weights on all cores, when that is slower. Nothing that converts
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import struct
 import subprocess
@@ -119,18 +120,17 @@ def finished(process: subprocess.Popen) -> list[dict]:
 
 
 def write_checkpoint(folder: Path, layers: int) -> list[Path]:
-    """The thinker's text model, `layers` deep, as a Hugging Face folder with an index; returns the shards."""
+    """The thinker, `layers` deep, and its towers as a Hugging Face folder with an index; returns the shards."""
     folder.mkdir()
     write_tokenizer(folder, tokenizer_json=False)
     config = json.loads((DATA / "config_30b.json").read_text())
     config["enable_audio_output"] = False
     config["thinker_config"]["text_config"]["num_hidden_layers"] = layers
     write_json(folder / "config.json", config)
-    wanted = re.compile(r"thinker\.(lm_head|model)\.")
     listed, offset = [], 0
     for name, shape in tensors():
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        if wanted.match(name) and not (layer and int(layer[1]) >= layers):
+        layer = re.match(r"thinker\.model\.layers\.(\d+)\.", name)
+        if name.startswith("thinker.") and not (layer and int(layer[1]) >= layers):
             listed.append((offset // SHARD_BYTES, name, shape))
             offset += 2 * prod(shape)
     rng = np.random.default_rng()
@@ -173,19 +173,19 @@ def forget(paths: list[Path]) -> None:
 
 
 def measure(folder: Path, layers: int, type: str, repeats: int) -> dict:
-    source, out = folder / f"checkpoint-{layers}", folder / "out.gguf"
+    source, out = folder / f"checkpoint-{layers}", folder / "out"
     shards = write_checkpoint(source, layers)
     read_bytes = sum(path.stat().st_size for path in shards)
-    command = ("quantize", str(source), str(out), "--type", type, "--parts", "thinker", "--json", "-q", "--overwrite")
+    command = ("quantize", str(source), str(out), "--type", type, "--json", "-q")
     rows = []
     for _ in range(repeats):
         forget(shards)
         began = time.perf_counter()
         report, memory = run(QUANTIZE, *command)
         wall = time.perf_counter() - began
-        size = out.stat().st_size
-        out.unlink()
-        row = {"quantize": report["files"][0]["seconds"], "command": wall, **memory, "written": size}
+        size = sum(path.stat().st_size for path in out.iterdir())
+        shutil.rmtree(out)
+        row = {"quantize": sum(file["seconds"] for file in report["files"]), "command": wall, **memory, "written": size}
         names = [str(path) for path in shards]
         for key, arguments in (("read", ("0", *names)), ("write", (str(size),)), ("disk", (str(size), *names))):
             forget(shards)
@@ -276,7 +276,7 @@ def speed(nbytes: int, call) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[3, 6], help="layers of the checkpoints")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 4], help="layers of the checkpoints")
     parser.add_argument("--type", default="q8_0", choices=["q8_0", "f16", "bf16", "f32"])
     parser.add_argument("-r", type=int, default=3, help="runs of each; medians are printed")
     parser.add_argument("--folder", type=Path, help="where to put the files: a disk with room for the largest, twice")
