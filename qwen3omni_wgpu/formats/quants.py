@@ -25,7 +25,7 @@ TYPES = {
 BLOCKS: dict[str, tuple[int, int]] = {name: GGML_QUANT_SIZES[value] for name, value in TYPES.items()}
 """Tensor type -> (weights per block, bytes per block). A row is a whole number of blocks."""
 
-# Values in one pass (a multiple of every block size); bench/quantize.py --chunks measures other ones.
+# Values in one pass (a multiple of every block size); `bench/quantize.py --chunks` measures others.
 CHUNK = 1 << 17
 
 # f16 numbers at the start of a block
