@@ -218,7 +218,7 @@ def cores() -> int:
 
 def table(results: list[dict]) -> None:
     print(
-        "| layers | checkpoint | result | peak memory | bound | quantize | disk alone | gguf.quantize | of the limit |"
+        "| layers | checkpoint | result | peak | bound | quantize | CPU | disk alone | gguf.quantize | of the limit |"
     )
     print("| --- " * 10 + "|")
     for row in results:
