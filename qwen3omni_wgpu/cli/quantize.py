@@ -50,9 +50,7 @@ def quantize(
     with Bar(common) as bar:
         _check_targets([path for path, _ in jobs], resume, overwrite)
         for path, file in jobs:
-            if resume and path.exists():
-                note(f"{path} is complete already", common)
-                continue
+            # With --resume, the writer finds out by itself whether a file is complete and made from this.
             results.append(_write(path, file, resume, overwrite, bar))
             note(_summary(results[-1]), common)
     if common.json:

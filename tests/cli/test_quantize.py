@@ -117,6 +117,13 @@ def test_existing_files_are_kept(command, folder, tmp_path):
     assert target.stat().st_mtime_ns == done.st_mtime_ns
 
 
+def test_a_complete_file_of_something_else_is_not_taken_for_this(command, folder, tmp_path):
+    """--resume skips what is complete, but only if it is what this command would write."""
+    command("quantize", str(folder), str(tmp_path / "x.gguf"), "--parts", "thinker", "--type", "f16")
+    arguments = ("quantize", str(folder), str(tmp_path / "x.gguf"), "--parts", "thinker")
+    command(*arguments, "--type", "bf16", "--resume").failed_with("x.gguf", "--overwrite")
+
+
 def broken(folder: Path, tmp_path: Path, change) -> Path:
     """A copy with changed tensors."""
     tensors = {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}
