@@ -39,7 +39,10 @@ def read_tokenizer_json(path: Path) -> tuple[Vocabulary, JsonEncoder]:
     description = _parse(path, source)
     try:
         backend = _load(source)
-    except Exception as error:  # the library raises plain Exception for anything it cannot read
+    except BaseException as error:
+        # The library raises plain Exception for what it cannot read; what it did not foresee makes its Rust part panic.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InvalidModelFile(f"{path} is not a tokenizer.json that can be read: {error}") from error
     return _vocabulary(path, description, backend), JsonEncoder(backend, source)
 
@@ -138,4 +141,6 @@ def _named_id(config: dict[str, Any], name: str, backend: tokenizers.Tokenizer) 
     """The id of config[name], which is a text or an object with the text under "content"."""
     value = config.get(name)
     text = value.get("content") if isinstance(value, dict) else value
-    return backend.token_to_id(text) if isinstance(text, str) else None
+    if not isinstance(text, str) or text != text.encode("utf-8", "ignore").decode():
+        return None  # JSON can write half a character, which is in no vocabulary
+    return backend.token_to_id(text)

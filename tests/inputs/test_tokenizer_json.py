@@ -117,6 +117,22 @@ def test_a_broken_config_beside(tmp_path: Path) -> None:
         Tokenizer.from_file(path)
 
 
+def test_a_file_that_makes_the_library_panic(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
+    description = json.loads(backend.to_str())
+    description["model"]["continuing_subword_prefix"] = "###"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(InvalidModelFile, match=r"tokenizer\.json is not a tokenizer\.json that can be read"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    capfd.readouterr()  # the panic's own message
+
+
+def test_half_a_character_beside(tmp_path: Path) -> None:
+    path = write_qwen2(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "\\ud83d", "eos_token": "<|im_end|>"}')
+    assert Tokenizer.from_file(path).bos_id is None
+
+
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
