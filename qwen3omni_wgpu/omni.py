@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
 from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, TextDelta
+from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
@@ -76,14 +77,14 @@ class Omni:
         """
         chosen = _activations(activations)
         start = time.perf_counter()
-        pulled = (lambda done, total: progress(Progress("pull", done, total))) if progress else None
-        path = locate(model, offline=offline, progress=pulled)
+        path = locate(model, offline=offline, progress=_reporter(progress, "pull"))
         parts = open_parts(
             path,
             type=type or type_in_name(model, path),
             config=_path(config),
             mmproj=_path(mmproj),
             talker=_path(talker),
+            tokenizer=tokenizer_file is None,
         )
         file = parts["thinker"]
         tokens = context_size(ctx_size, text_config(file).context_length)
@@ -91,19 +92,8 @@ class Omni:
         tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_gguf(file.metadata)
         opened = Device.open(device, cpu=cpu)
         try:
-            report = (lambda done, total: progress(Progress("load", done, total))) if progress else None
-
-            def load_engine() -> Engine:
-                if report:
-                    report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
-                loaded = TextModel.load(file, opened, activations=chosen, progress=report)
-                try:
-                    return Engine(loaded, tokens, kv_type=kv_type)
-                except BaseException:
-                    loaded.free()
-                    raise
-
-            resident = Resident(opened, parts, load_engine)
+            report = _reporter(progress, "load")
+            resident = Resident(opened, parts, lambda: _engine(file, opened, tokens, chosen, kv_type, report))
             resident.engine()
             return cls(resident, tokenizer, time.perf_counter() - start)
         except BaseException:
@@ -340,6 +330,31 @@ def _reply(events: Iterable[Event]) -> Reply:
         if isinstance(event, Done):
             return event.reply
     raise OmniError("the answer ended without a result")
+
+
+def _reporter(
+    progress: Callable[[Progress], None] | None, phase: Literal["load", "pull"]
+) -> Callable[[int, int], None] | None:
+    return (lambda done, total: progress(Progress(phase, done, total))) if progress else None
+
+
+def _engine(
+    file: GGUFFile,
+    device: Device,
+    ctx_size: int,
+    activations: str,
+    kv_type: str,
+    report: Callable[[int, int], None] | None,
+) -> Engine:
+    """The text model's weights on the device, and an engine for them."""
+    if report:
+        report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
+    model = TextModel.load(file, device, activations=activations, progress=report)
+    try:
+        return Engine(model, ctx_size, kv_type=kv_type)
+    except BaseException:
+        model.free()
+        raise
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -1,11 +1,13 @@
 """Parts of a model come to the device with their first use, and go when they are released."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoint import write_json, write_tiny_checkpoint
 
-from qwen3omni_wgpu import GenerationConfig, InvalidRequest, ModelNotFound, Omni
+from qwen3omni_wgpu import GenerationConfig, InvalidRequest, ModelNotFound, Omni, UnsupportedModel
 from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.formats.gguf_writer import write_gguf
 
@@ -95,6 +97,19 @@ def test_text_runs_without_the_other_parts_shards(folder, tmp_path, adapter):
         for part in ("mmproj", "talker"):
             with pytest.raises(ModelNotFound, match=r"model-00002-of-00002\.safetensors: is missing, and holds tensor"):
                 omni.load(part)
+
+
+def test_a_tokenizer_of_another_kind_may_be_given_as_a_file(tmp_path, adapter):
+    """GGUF metadata cannot describe every pre-tokenizer; the model's own tokenizer.json can."""
+    write_tiny_checkpoint(tmp_path, np.random.default_rng(), "single", tokenizer_json=True)
+    path = tmp_path / "tokenizer.json"
+    description = json.loads(path.read_text())
+    description["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\p{L}+|\p{N}{4}|\s+|."}
+    write_json(path, description)
+    with pytest.raises(UnsupportedModel, match="--tokenizer-file"):
+        Omni.from_pretrained(tmp_path, device=adapter, ctx_size=64)
+    with Omni.from_pretrained(tmp_path, device=adapter, ctx_size=64, tokenizer_file=path) as omni:
+        assert omni.generate("hello", config=SHORT).token_ids  # through the folder's chat template
 
 
 def test_broken_parts_that_nobody_uses_do_no_harm(folder, tmp_path, adapter):

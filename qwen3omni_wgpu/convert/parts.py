@@ -89,22 +89,24 @@ def open_parts(
     mmproj: Path | None = None,
     talker: Path | None = None,
     quantize_code_predictor: bool = False,
+    tokenizer: bool = True,
 ) -> ModelParts:
     """The parts of the model at `path`: a .gguf file, or a Hugging Face checkpoint folder.
 
     type: weight type of what is made from a checkpoint (default q8_0); GGUF files keep theirs. config: a config.json
     that is not beside the weights. mmproj, talker: files of these parts that do not lie beside the thinker's.
+    tokenizer: False leaves out the tokenizer of a checkpoint, which may be one that GGUF metadata cannot describe.
     Raises ModelNotFound, InvalidModelFile, UnsupportedModel, InvalidRequest.
     """
     if type is not None and type not in TYPES:
         raise InvalidRequest(f"type is {type!r}, but must be one of {', '.join(TYPES)}")
     if path.is_dir():
         checkpoint = read_checkpoint(path, config)
-        parts = _from_hugging_face(path, path, checkpoint, type or "q8_0", quantize_code_predictor)
+        parts = _from_hugging_face(path, path, checkpoint, type or "q8_0", quantize_code_predictor, tokenizer)
     else:
         file = read_gguf(path)
         if any(name.startswith(_HUGGING_FACE) for name in file.tensors):
-            parts = _single_file(file, config, type)
+            parts = _single_file(file, config, type, tokenizer)
         else:
             if type is not None:
                 raise InvalidRequest(
@@ -215,7 +217,7 @@ def _checked(file: GGUFFile, part: str) -> GGUFFile:
 # Hugging Face names ------------------------------------------------------------------------------------------------
 
 
-def _single_file(file: GGUFFile, config: Path | None, type: str | None) -> ModelParts:
+def _single_file(file: GGUFFile, config: Path | None, type: str | None, tokenizer: bool) -> ModelParts:
     """A GGUF whose tensors have Hugging Face names: config.json and the tokenizer lie beside it."""
     at = config or file.path.with_name("config.json")
     if not at.is_file():
@@ -224,11 +226,18 @@ def _single_file(file: GGUFFile, config: Path | None, type: str | None) -> Model
             "put it there or name it with --config"
         )
     stored = {name: info for name, info in file.tensors.items() if isinstance(info, TensorInfo)}
-    return _from_hugging_face(file.path, at.parent, Checkpoint(at.parent, read_json(at), stored), type, False)
+    return _from_hugging_face(
+        file.path, at.parent, Checkpoint(at.parent, read_json(at), stored), type, False, tokenizer
+    )
 
 
 def _from_hugging_face(
-    path: Path, folder: Path, checkpoint: Checkpoint, type: str | None, quantize_code_predictor: bool
+    path: Path,
+    folder: Path,
+    checkpoint: Checkpoint,
+    type: str | None,
+    quantize_code_predictor: bool,
+    tokenizer: bool,
 ) -> ModelParts:
     """Parts made from tensors under Hugging Face names. folder: where the tokenizer's and other settings' files are.
 
@@ -246,7 +255,10 @@ def _from_hugging_face(
         if part == "thinker":
             metadata = thinker.metadata(config, name, generation, folder / "config.json")
             rows = metadata[f"{metadata['general.architecture']}.vocab_size"]
-            metadata |= vocabulary.metadata(folder, rows, config=config, generation=generation)
+            if tokenizer:
+                metadata |= vocabulary.metadata(folder, rows, config=config, generation=generation)
+            else:
+                metadata |= vocabulary.chat_templates(folder)
         elif part == "mmproj":
             metadata = mmproj.metadata(config, preprocessor, name, folder / "config.json")
         else:

@@ -37,6 +37,11 @@ _CLASSES = {
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
+def chat_templates(folder: Path) -> dict[str, Any]:
+    """`tokenizer.chat_template` alone, for models whose tokenizer is given as a file of its own."""
+    return _templates(folder, _optional(folder / "tokenizer_config.json"))
+
+
 def metadata(
     folder: Path,
     vocab_size: int,
