@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from qwen3omni_wgpu.gpu import Device
+
+# Machines are slow and shared: an example that takes long says nothing about the code.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 ADAPTER = os.environ.get("QWEN3OMNI_TEST_ADAPTER", "llvmpipe")
 
