@@ -558,9 +558,3 @@ def test_sizes_for_people():
     assert [hub.readable(n) for n in (0, 999, 1000, 4_250_000, 36_000_000_000)] == [
         "0 bytes", "999 bytes", "1.0 kB", "4.2 MB", "36.0 GB"
     ]  # fmt: skip
-
-
-def test_parts_have_the_names_of_the_whole_project():
-    from qwen3omni_wgpu.convert.parts import PARTS
-
-    assert hub.PARTS == PARTS

@@ -121,6 +121,13 @@ def targets(dims: Dims, part: str) -> Iterator[Target]:
                 yield _target(row, _At(dims.components[component], at), dims)
 
 
+def part_of(tensor: str) -> str:
+    """The part ("thinker", "mmproj" or "talker") that a tensor with a Hugging Face name belongs to."""
+    if tensor.startswith(("thinker.audio_tower.", "thinker.visual.")):
+        return "mmproj"
+    return "talker" if tensor.startswith(("talker.", "code2wav.")) else "thinker"
+
+
 def expected(dims: Dims) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(Hugging Face name, shape) of every tensor the checkpoint must hold, each once, lazily."""
     for part in PARTS:
@@ -130,12 +137,6 @@ def expected(dims: Dims) -> Iterator[tuple[str, tuple[int, ...]]]:
                 if name != last:  # the patch kernel is the source of two targets in a row
                     yield name, shape
                 last = name
-
-
-def missing(names: Iterable[str], dims: Dims) -> Iterator[str]:
-    """Names that the checkpoint must hold and that are not among `names`; lazily, for the first few are enough."""
-    present = set(names)
-    return (name for name, _ in expected(dims) if name not in present)
 
 
 def unknown(names: Iterable[str], dims: Dims) -> list[str]:

@@ -19,10 +19,11 @@ from ..formats.checkpoint import Checkpoint, missing_shard, read_checkpoint, rea
 from ..formats.gguf import GGUFFile, read_gguf
 from ..formats.tensors import Derived, Info, TensorInfo, shown
 from . import mmproj, names, talker, thinker, vocabulary
+from .dims import PARTS as COMPONENTS
 from .dims import Dims, dims
 from .policy import out_type
 
-PARTS = ("thinker", "mmproj", "talker")
+PARTS = tuple(COMPONENTS)
 TYPES = ("q8_0", "f16", "bf16", "f32")
 
 # general.file_type of llama.cpp (llama_ftype): "mostly" this type.
@@ -267,16 +268,9 @@ def _from_hugging_face(
 
     absent: dict[str, ModelNotFound] = {}
     for tensor, shard in checkpoint.absent.items():
-        absent.setdefault(_part_of(tensor), missing_shard(shard, tensor))
+        absent.setdefault(names.part_of(tensor), missing_shard(shard, tensor))
     whole = [part for part in sizes.parts if part not in absent or part == "thinker"]
     return ModelParts(path, {part: _builder(build, part) for part in whole}, absent)
-
-
-def _part_of(tensor: str) -> str:
-    """The part that a tensor with a Hugging Face name belongs to."""
-    if tensor.startswith(("thinker.audio_tower.", "thinker.visual.")):
-        return "mmproj"
-    return "talker" if tensor.startswith(("talker.", "code2wav.")) else "thinker"
 
 
 def _builder(build: Callable[[str], GGUFFile], part: str) -> Callable[[], GGUFFile]:

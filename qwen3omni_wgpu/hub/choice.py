@@ -4,9 +4,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from qwen3omni_wgpu.convert.dims import PARTS as COMPONENTS
+from qwen3omni_wgpu.convert.names import part_of
 from qwen3omni_wgpu.errors import InvalidModelFile, InvalidRequest, ModelNotFound, UnsupportedModel
 
-PARTS = ("thinker", "mmproj", "talker")
+PARTS = tuple(COMPONENTS)
 SHARED = "shared"  # small files that belong to no part: config.json, tokenizer, ...
 INDEX = "model.safetensors.index.json"
 
@@ -30,10 +32,6 @@ _SIDE_FILES = (
     "merges.txt",
     INDEX,
 )
-_TENSORS = {  # and all other tensors are the thinker's
-    "mmproj": ("thinker.audio_tower.", "thinker.visual."),
-    "talker": ("talker.", "code2wav."),
-}
 _PIECE = re.compile(r"-(\d{5})-of-(\d{5})\.(gguf|safetensors)$")
 _TYPE = re.compile(r"(?:^|[-._/])((?:ud-)?(?:i?q\d\w*|tq\d_\d|mxfp4\w*|bf16|fp?16|fp?32))(?=$|[-./])", re.IGNORECASE)
 
@@ -206,8 +204,7 @@ def _indexed(repo: str, weight_map: Mapping[str, str], parts: tuple[str, ...] | 
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
             raise InvalidModelFile(f"{repo}: {INDEX} says that {tensor} is in {shard!r}, which is no safetensors file")
-        part = next((part for part, prefixes in _TENSORS.items() if tensor.startswith(prefixes)), "thinker")
-        shards.setdefault(part, set()).add(shard)
+        shards.setdefault(part_of(tensor), set()).add(shard)
     files: dict[str, str] = {}
     for part in PARTS if parts is None else parts:
         if parts is not None and part not in shards:
