@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from . import env, ops
+from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
-from .gpu import Pending, Plan, Profiler, ReadBack, Tensor
+from .gpu import Pending, Plan, ReadBack, Tensor
 from .models.text import KVCache, TextModel, forward
 from .ops.attention import most_keys
+from .runner import Runner
 from .sampler import GenerationConfig, Sampler
 
 # Tokens a plan is recorded for; a chunk runs in the smallest that holds it, and its empty rows are skipped.
@@ -54,8 +55,8 @@ class Timings:
 class Engine:
     """A text model with a KV cache for `ctx_size` tokens."""
 
-    def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16"):
-        """kv_type "f16" or "f32". OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold."""
+    def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None):
+        """kv_type "f16" or "f32"; runner: shared with the model's other parts. OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold."""
         if kv_type not in ("f16", "f32"):
             raise InvalidRequest(f"kv_type is {kv_type!r}, but must be f16 or f32")
         if ctx_size < 1:
@@ -66,10 +67,9 @@ class Engine:
         self.kv_type = kv_type
         self.tokens: list[int] = []
         self.timings = Timings()
-        self.profiler: Profiler | None = None
+        self.runner = runner or Runner(self.device)
         _check_cache_size(model, ctx_size, kv_type)
         self.buckets = BUCKETS if self.device.info.software else BUCKETS_GPU
-        self._debug = bool(env.get("QWEN3OMNI_DEBUG"))
         self._cache = KVCache.empty(self.device, model.config, ctx_size, kv_type)
         self._state = Tensor.empty(self.device, (2,), "u32", "state")
         self._ids = Tensor.empty(self.device, (self.buckets[-1],), "u32", "ids")
@@ -109,7 +109,7 @@ class Engine:
             done = start + len(part)
             plan = self._forward_plan(self._bucket(len(part)), last_head if done == len(ids) else "none")
             self._set_step(part)
-            self._run([plan])
+            self.runner.run(plan)
             self.tokens += part
             if progress:
                 self.device.wait()
@@ -189,20 +189,22 @@ class Engine:
         """The most likely token each time, chosen on the GPU; the next step is submitted before this one is read."""
         plans = [self._forward_plan(1, "last"), self._sample_plan(0, False)]
         read = self._reads[0, False]
-        current = self._start(plans[1:], read)
+        current = self.runner.start(plans[1:], read)
         for count in range(1, limit + 1):
             following = None
             if count < limit:
                 self._set_count(self.n_past)
-                following = self._start(plans, read)
-            token = self._known(int(_values(current)[0][0]))
+                following = self.runner.start(plans, read)
+            token = self._known(int(current.result()[0][0]))
             try:
                 yield Token(token)
             except GeneratorExit:
                 if following is not None:
-                    _values(following)  # gives its buffer back
+                    following.result()  # gives its buffer back
                 raise
             self.tokens.append(token)
+            if following is None:
+                return
             current = following
 
     def _known(self, token: int) -> int:
@@ -311,32 +313,9 @@ class Engine:
         self._reads[wanted, penalised] = ReadBack(self.device, outputs)
         return plan
 
-    # Runners ------------------------------------------------------------------------------------------------------
-
-    def _run(self, plans: list[Plan], read: ReadBack | None = None) -> list[np.ndarray]:
-        """Run plans; with `read`, wait for its values."""
-        if read is None:
-            for plan in plans:
-                self._run_one(plan)
-            return []
-        return _values(self._start(plans, read))
-
-    def _start(self, plans: list[Plan], read: ReadBack) -> Pending | list[np.ndarray]:
-        """Submit plans and the copies of their results, without waiting (unless profiling or debugging)."""
-        if self.profiler or self._debug:
-            for plan in plans:
-                self._run_one(plan)
-            return read.submit([]).result()
-        return read.submit([command for plan in plans for command in plan.encode()])
-
-    def _run_one(self, plan: Plan) -> None:
-        if self._debug:
-            plan.run_debug(ops.values)
-        elif self.profiler:
-            with self.profiler.span(plan.name):
-                self.profiler.run(plan)
-        else:
-            plan.run()
+    def _run(self, plans: list[Plan], read: ReadBack) -> list[np.ndarray]:
+        """Run plans and wait for the values of `read`."""
+        return self.runner.start(plans, read).result()
 
     def free(self) -> None:
         """Release the cache and the plans; the weights belong to the model."""
@@ -349,11 +328,6 @@ class Engine:
             if tensor is not None:
                 tensor.free()
         self._plans, self._reads = {}, {}
-
-
-def _values(value: Pending | list[np.ndarray] | None) -> list[np.ndarray]:
-    assert value is not None
-    return value.result() if isinstance(value, Pending) else value
 
 
 def _common(cached: Sequence[int], ids: Sequence[int]) -> int:

@@ -570,19 +570,19 @@ def test_profiled_runs_give_the_same_tokens(model, device, ids):
     if "timestamp-query-inside-passes" not in device.features:
         pytest.skip("this adapter has no timestamps")
     plain, timed = fresh(model), fresh(model)
-    timed.profiler = Profiler(device)
+    timed.runner.profiler = Profiler(device)
     for settings in (config(6), config(6, temperature=1.0, repeat_penalty=1.2)):
         assert answer_ids(timed, ids[:33], settings) == answer_ids(plain, ids[:33], settings)
     np.testing.assert_array_equal(timed.logits(ids[:9]), plain.logits(ids[:9]))
-    labels = {item.label.split()[0] for item in timed.profiler.slices}
+    labels = {item.label.split()[0] for item in timed.runner.profiler.slices}
     assert {"embed", "blk.0.attention", "blk.1.matmul_swiglu", "argmax", "top_k", "penalize"} <= labels
-    assert {"decode 1 last", "prefill 128 last"} <= {item.name for item in timed.profiler.host}
-    timed.profiler.host.clear()
+    assert {"decode 1 last", "prefill 128 last"} <= {item.name for item in timed.runner.profiler.host}
+    timed.runner.profiler.host.clear()
     timed.reset()
     answer(timed, ids, config(1))  # logits of a prompt's last chunk alone
     chunks = ["prefill 128 none", "prefill 8 last"] if timed.buckets[-1] == 128 else ["prefill 512 last"]
-    assert [item.name for item in timed.profiler.host] == [*chunks, "sample argmax"]
-    timed.profiler.free()
+    assert [item.name for item in timed.runner.profiler.host] == [*chunks, "sample argmax"]
+    timed.runner.profiler.free()
     plain.free()
     timed.free()
 

@@ -91,8 +91,8 @@ def _profiler(omni: "Omni", common: Common) -> "Profiler | None":
         return None
     from qwen3omni_wgpu.gpu import Profiler
 
-    omni.engine.profiler = Profiler(omni.device)
-    return omni.engine.profiler
+    omni.engine.runner.profiler = Profiler(omni.device)
+    return omni.engine.runner.profiler
 
 
 def _trace_path(common: Common) -> Path:
