@@ -1,7 +1,7 @@
 """What the models are made of: each op checks its tensors, picks a kernel and appends it to a plan."""
 
 from .attention import attention, store_rows
-from .elementwise import add, softmax, swiglu, swiglu_joined
+from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gather import embed, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -26,6 +26,7 @@ __all__ = [
     "moe_matmul",
     "penalize",
     "quantize_q8",
+    "replace_rows",
     "rms_norm",
     "rope",
     "rope_qkv",

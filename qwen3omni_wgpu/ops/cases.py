@@ -18,7 +18,7 @@ from ..gpu import Device, NumericalError, Plan, Tensor
 from ..reference import rope as rope_reference
 from ..reference import sample as sample_reference
 from .attention import attention, store_rows
-from .elementwise import add, softmax, swiglu, swiglu_joined
+from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gather import embed, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -236,6 +236,13 @@ def _add(plan: Plan, rng: Rng, n: int, f: int) -> list[Tensor]:
     return [add(plan, normal(plan, rng, n, f), normal(plan, rng, n, f))]
 
 
+def _replace_rows(plan: Plan, rng: Rng, n: int, d: int, used: int | None = None) -> list[Tensor]:
+    if used is not None:
+        _state(plan, 3, used)
+    flags = Tensor.from_numpy(plan.device, rng.integers(0, 3, n).astype(np.uint32), "flags")
+    return [replace_rows(plan, normal(plan, rng, n, d), normal(plan, rng, n, d, name="rows"), flags)]
+
+
 def _softmax(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [softmax(plan, normal(plan, rng, n, d, scale=4.0))]
 
@@ -302,6 +309,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "swiglu": _swiglu,
     "swiglu_joined": _swiglu_joined,
     "add": _add,
+    "replace_rows": _replace_rows,
     "softmax": _softmax,
     "moe_gate": _moe_gate,
     "moe_combine": _moe_combine,
@@ -391,6 +399,7 @@ CASES: tuple[Case, ...] = (
     *(_case("attention", True, n=1, heads=32, kv=4, hd=128, past=p, cache="f16") for p in (4095, 32767)),
     *(_case("swiglu", n=n, f=f, per_token=p) for n, f, p in ((1, 1536, 1), (9, 768, 8), (3, 36, 3))),
     _case("add", n=5, f=2048),
+    *(_case("replace_rows", n=n, d=d, used=u) for n, d, u in ((7, 2048, 5), (1, 64, None), (9, 36, None))),
     *(_case("softmax", n=n, d=d) for n, d in ((3, 128), (2, 1000))),
     *(_case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),

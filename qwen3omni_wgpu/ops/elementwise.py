@@ -61,6 +61,24 @@ def _binary(
     return y
 
 
+def replace_rows(plan: Plan, x: Tensor, rows: Tensor, flags: Tensor) -> Tensor:
+    """rows[t] where flags[t] is not 0, else x[t]: x and rows [N, D], flags uint32 [N] -> [N, D]."""
+    expect("replace_rows", x, (None, None))
+    expect("replace_rows", rows, x.shape)
+    n, d = x.shape
+    expect("replace_rows", flags, (n,), ("u32",))
+    require("replace_rows", d % 4 == 0, f"{x.name} has rows of {d}, not a multiple of 4")
+    y = plan.empty((n, d), "f32", f"{x.name}.replaced")
+    kernel = Kernel.of("replace_rows.wgsl", D=d, WG=64)
+    plan.add("replace_rows", kernel, [x, rows, flags, plan.state], [y], (-(-d // 256), n, 1), nbytes=8 * n * d)
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, rows: np.ndarray, flags: np.ndarray) -> list[np.ndarray]:
+        return [reference.replace_rows(x[:n_tokens], rows[:n_tokens], flags[:n_tokens])]
+
+    plan.check(twin, [x, rows, flags], [y], 0.0)  # values are only copied
+    return y
+
+
 def softmax(plan: Plan, x: Tensor) -> Tensor:
     """exp(x) / sum(exp(x)) over the last axis: [N, D] -> [N, D]."""
     expect("softmax", x, (None, None))

@@ -18,6 +18,14 @@ def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a + b
 
 
+def replace_rows(x: np.ndarray, rows: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """Row t of `rows` where flags[t] is not 0, of x elsewhere: x and rows [N, D], flags [N] -> [N, D].
+
+    Source: transformers, Qwen3OmniMoeThinkerForConditionalGeneration.forward (masked_scatter into inputs_embeds).
+    """
+    return np.where(flags[:, None] != 0, rows, x)
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     """softmax over the last axis: x [..., D] -> [..., D]; the maximum is taken off first. -inf gives exactly 0."""
     exps = np.exp(x - np.max(x, axis=-1, keepdims=True))

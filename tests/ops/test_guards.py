@@ -148,6 +148,14 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.add(p, t("a", 2, 64), t("b", 3, 64)), "add: b is f32 [3, 64], expected f32 [2, 64]"),
         (lambda p, t: ops.add(p, t("", 64), t("b", 64)), "add: a tensor is f32 [64], expected f32 [any, any]"),
     ],
+    "replace_rows": [
+        (lambda p, t: ops.replace_rows(p, t("x", 4, 64), t("media", 5, 64), t("flags", 4, dtype="u32")),
+         "replace_rows: media is f32 [5, 64], expected f32 [4, 64]"),
+        (lambda p, t: ops.replace_rows(p, t("x", 4, 64), t("media", 4, 64), t("flags", 4)),
+         "replace_rows: flags is f32 [4], expected u32 [4]"),
+        (lambda p, t: ops.replace_rows(p, t("x", 4, 66), t("media", 4, 66), t("flags", 4, dtype="u32")),
+         "replace_rows: x has rows of 66, not a multiple of 4"),
+    ],
     "softmax": [(lambda p, t: ops.softmax(p, t("x", 5)), "softmax: x is f32 [5], expected f32 [any, any]")],
     "moe_gate": [
         (lambda p, t: ops.moe_gate(p, t("router", 8), 2, True), "moe_gate: router is f32 [8], expected f32 [any, any]"),

@@ -168,6 +168,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "swiglu": binaries(),
     "swiglu_joined": rows(7, fours(100), "f"),
     "add": rows(9, fours(300), "f"),
+    "replace_rows": rows(9, fours(300)),
     "softmax": rows(9, some(1, 700)),
     "moe_gate": gates(),
     "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
