@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,17 +19,21 @@ from qwen3omni_wgpu.events import (
     TopLogprob,
 )
 from qwen3omni_wgpu.inputs.detokenize import TextStream
+from qwen3omni_wgpu.inputs.prompt import Prompt
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.sampler import GenerationConfig
 
 
 def answer_events(
-    engine: Engine, tokenizer: Tokenizer, ids: list[int], config: GenerationConfig, load_s: float
+    engine: Engine, tokenizer: Tokenizer, prompt: Prompt, config: GenerationConfig, timings: dict[str, float]
 ) -> EventStream:
-    """Answer the prompt `ids` under a resolved config: Progress for a long prompt, TextDelta, Done."""
-    ahead = yield from _prefill(engine, ids)
+    """Answer the prompt under a resolved config: Progress for a long prompt, TextDelta, Done.
+
+    timings: what the answer took before this, to be reported with the rest.
+    """
+    ahead = yield from _prefill(engine, prompt)
     answer = _Answer(tokenizer, config)
-    tokens = engine.generate(ids, config, frozenset() if config.ignore_eos else tokenizer.eos_ids)
+    tokens = engine.generate(prompt, config, frozenset() if config.ignore_eos else tokenizer.eos_ids)
     with contextlib.closing(tokens):
         for token in tokens:
             if text := answer.take(token):
@@ -38,7 +42,7 @@ def answer_events(
                 break
     if text := answer.rest():
         yield TextDelta(text)
-    yield Done(answer.reply(ids, {"load_s": load_s, **_timings(engine, ahead)}))
+    yield Done(answer.reply(prompt.ids, {**timings, **_timings(engine, ahead)}))
 
 
 class _Answer:
@@ -97,18 +101,19 @@ class _Ahead:
     seconds: float
 
 
-def _prefill(engine: Engine, ids: list[int]) -> Generator[Event, None, _Ahead]:
+def _prefill(engine: Engine, prompt: Prompt) -> Generator[Event, None, _Ahead]:
     """Run a long prompt up to its last chunk, reporting after each one; that last chunk is the engine's own start."""
-    cached, chunk = _common(engine.tokens, ids[:-1]), engine.buckets[-1]
-    if len(ids) - cached <= chunk:
+    total, chunk = len(prompt), engine.buckets[-1]
+    cached = engine.cached(prompt)
+    if total - cached <= chunk:
         return _Ahead(cached, 0, 0.0)
-    engine.reset(keep=cached)
+    engine.begin(prompt)
     start, done = time.perf_counter(), cached
-    while len(ids) - done > chunk:
-        engine.prefill(ids[done : done + chunk])
-        engine.device.wait()
+    while total - done > chunk:
         done += chunk
-        yield Progress("prefill", done, len(ids))
+        engine.feed(prompt, done)
+        engine.device.wait()
+        yield Progress("prefill", done, total)
     return _Ahead(cached, done - cached, time.perf_counter() - start)
 
 
@@ -124,8 +129,3 @@ def _timings(engine: Engine, ahead: _Ahead) -> dict[str, float]:
         "predicted_s": times.predicted_s,
         "predicted_per_second": times.predicted_n / times.predicted_s if times.predicted_s else 0.0,
     }
-
-
-def _common(cached: Sequence[int], ids: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids)))

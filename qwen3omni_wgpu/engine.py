@@ -1,13 +1,14 @@
 """Token ids in, token ids out: prefill in chunks, decode, KV cache, sampling. Knows neither text nor sound.
 
-All that changes from step to step (cached tokens, valid tokens, ids, positions) lives in small GPU buffers that kernels
-read, so one recorded plan serves every token. Greedy decoding submits step t + 1 before the host has read token t.
+What pictures and sounds became comes as rows that replace embeddings (inputs/prompt.py). All that changes from step to
+step lies in small GPU buffers (step_inputs.py), so one recorded plan serves every token. Greedy decoding submits step
+t + 1 before the host has read token t.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
-from .gpu import Pending, Plan, ReadBack, Tensor
+from .gpu import Plan, ReadBack, Tensor
+from .inputs.prompt import Prompt, Step
 from .models.text import KVCache, TextModel, forward
 from .ops.attention import most_keys
 from .runner import Runner
 from .sampler import GenerationConfig, Sampler
+from .step_inputs import StepInputs
 
 # Tokens a plan is recorded for; a chunk runs in the smallest that holds it, and its empty rows are skipped.
 BUCKETS = (1, 8, 32, 128)
@@ -56,7 +59,10 @@ class Engine:
     """A text model with a KV cache for `ctx_size` tokens."""
 
     def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None):
-        """kv_type "f16" or "f32"; runner: shared with the model's other parts. OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold."""
+        """kv_type "f16" or "f32"; runner: shared with the model's other parts.
+
+        OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold.
+        """
         if kv_type not in ("f16", "f32"):
             raise InvalidRequest(f"kv_type is {kv_type!r}, but must be f16 or f32")
         if ctx_size < 1:
@@ -66,14 +72,14 @@ class Engine:
         self.ctx_size = ctx_size
         self.kv_type = kv_type
         self.tokens: list[int] = []
+        self._keys: list[Hashable] = []  # what each cached token is: Prompt.keys
+        self._past = np.zeros((ctx_size, 3), np.float32)  # positions of the cached tokens
         self.timings = Timings()
         self.runner = runner or Runner(self.device)
         _check_cache_size(model, ctx_size, kv_type)
         self.buckets = BUCKETS if self.device.info.software else BUCKETS_GPU
         self._cache = KVCache.empty(self.device, model.config, ctx_size, kv_type)
-        self._state = Tensor.empty(self.device, (2,), "u32", "state")
-        self._ids = Tensor.empty(self.device, (self.buckets[-1],), "u32", "ids")
-        self._positions = Tensor.empty(self.device, (self.buckets[-1], 3), "f32", "positions")
+        self._in = StepInputs(self.device, model.config, self.buckets[-1])
         self._logits = Tensor.empty(self.device, (1, model.config.vocab_size), "f32", "logits")
         self._recent: Tensor | None = None
         self._options = Tensor.empty(self.device, (4,), "f32", "penalties")
@@ -89,86 +95,114 @@ class Engine:
 
     def reset(self, keep: int = 0) -> None:
         """Forget every token after the first `keep`."""
-        del self.tokens[keep:]
+        del self.tokens[keep:], self._keys[keep:]
 
     def prefill(self, ids: Sequence[int], progress: Progress | None = None) -> None:
-        """Append tokens to the cache in chunks; `progress(done, total)` after each. InvalidRequest when full."""
-        self._append(ids, "none", progress)
+        """Append text tokens to the cache in chunks; `progress(done, total)` after each. InvalidRequest when full."""
+        self._append(self._following(ids), 0, len(ids), "none", progress)
 
-    def _append(self, ids: Sequence[int], last_head: str, progress: Progress | None = None) -> None:
-        """Run `ids`; the last chunk ends in `last_head`: "none", or "last" (logits of its last row)."""
-        if self.n_past + len(ids) > self.ctx_size:
+    def cached(self, prompt: Prompt) -> int:
+        """How many tokens of the prompt the cache holds already; never its last, whose logits are wanted."""
+        return _common(self._keys, prompt.keys[:-1])
+
+    def begin(self, prompt: Prompt) -> int:
+        """Keep of the cache what the prompt begins with, and forget the rest; how many tokens that is."""
+        self.reset(keep=self.cached(prompt))
+        return self.n_past
+
+    def feed(self, prompt: Prompt, stop: int) -> None:
+        """Append a begun prompt's tokens up to number `stop`."""
+        self._append(prompt, self.n_past, stop, "none")
+
+    def _following(self, ids: Sequence[int]) -> Prompt:
+        """Text tokens that come after those in the cache."""
+        return Prompt.text(ids, self._next_position())
+
+    def _next_position(self) -> np.ndarray:
+        """Of the token after the cached ones: float32 [3], one more on every axis (transformers' generate)."""
+        return self._past[self.n_past - 1] + 1 if self.n_past else np.zeros(3, np.float32)
+
+    def _append(self, prompt: Prompt, start: int, stop: int, last_head: str, progress: Progress | None = None) -> None:
+        """Run tokens start to stop; the last chunk ends in `last_head`: "none", or "last" (logits of its last row)."""
+        if self.n_past + stop - start > self.ctx_size:
             raise InvalidRequest(
-                f"{self.n_past + len(ids)} tokens do not fit the context of {self.ctx_size}; "
+                f"{self.n_past + stop - start} tokens do not fit the context of {self.ctx_size}; "
                 "shorten the prompt or load the model with a larger --ctx-size"
             )
-        self._check_ids(ids)
-        chunk = self.buckets[-1]
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            done = start + len(part)
-            plan = self._forward_plan(self._bucket(len(part)), last_head if done == len(ids) else "none")
-            self._set_step(part)
+        self._check_ids(prompt.ids[start:stop])
+        for first in range(start, stop, self.buckets[-1]):
+            step = prompt.step(first, min(stop, first + self.buckets[-1]))
+            done = first + len(step.ids)
+            plan = self._forward_plan(
+                self._bucket(len(step.ids)), last_head if done == stop else "none", self._in.write(step, self.n_past)
+            )
             self.runner.run(plan)
-            self.tokens += part
+            self._keep(step)
             if progress:
                 self.device.wait()
-                progress(done, len(ids))
+                progress(done - start, stop - start)
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits after every token of a fresh context: float32 [N, V]."""
-        self._check_ids(ids)
+    def _keep(self, step: Step) -> None:
+        """The step's tokens are in the cache now."""
+        self._past[self.n_past : self.n_past + len(step.ids)] = step.positions
+        self.tokens += step.ids
+        self._keys += step.keys
+
+    def logits(self, prompt: Sequence[int] | Prompt) -> np.ndarray:
+        """Logits after every token of a fresh context: float32 [N, V]. `prompt`: text ids, or what has media."""
+        prompt = _prompt(prompt)
+        self._check_ids(prompt.ids)
         self.reset()
-        if len(ids) > self.ctx_size:
+        if len(prompt) > self.ctx_size:
             raise InvalidRequest(
-                f"{len(ids)} tokens do not fit the context of {self.ctx_size}; use a larger --ctx-size"
+                f"{len(prompt)} tokens do not fit the context of {self.ctx_size}; use a larger --ctx-size"
             )
         vocabulary = self.model.config.vocab_size
         limit = min(LOGITS_BYTES, self.device.max_binding) // (4 * vocabulary)
         chunk = max(bucket for bucket in self.buckets if bucket <= max(1, limit))
-        rows = np.empty((len(ids), vocabulary), np.float32)
-        for start in range(0, len(ids), chunk):
-            part = list(ids[start : start + chunk])
-            bucket = min(self._bucket(len(part)), chunk)
-            plan = self._forward_plan(bucket, "all")
-            self._set_step(part)
-            values = self._run([plan], self._reads["all", bucket])
-            rows[start : start + len(part)] = values[0][: len(part)]
-            self.tokens += part
+        rows = np.empty((len(prompt), vocabulary), np.float32)
+        for start in range(0, len(prompt), chunk):
+            step = prompt.step(start, min(len(prompt), start + chunk))
+            n = len(step.ids)
+            bucket = min(self._bucket(n), chunk)
+            plan = self._forward_plan(bucket, "all", self._in.write(step, self.n_past))
+            values = self._run([plan], self._reads[plan.name])
+            rows[start : start + n] = values[0][:n]
+            self._keep(step)
         return rows
 
     # Answers ------------------------------------------------------------------------------------------------------
 
     def generate(
-        self, ids: Sequence[int], config: GenerationConfig, eos_ids: frozenset[int]
+        self, prompt: Sequence[int] | Prompt, config: GenerationConfig, eos_ids: frozenset[int]
     ) -> Generator[Token, None, None]:
-        """Answer the prompt `ids` under a resolved config; what the cache shares with it is not run again.
+        """Answer the prompt under a resolved config; what the cache shares with it is not run again.
 
         Ends after a token of `eos_ids`, after max_tokens, or when the context is full. Closing the iterator early
         leaves the cache valid.
         """
-        if not ids:
+        prompt = _prompt(prompt)
+        if not prompt.ids:
             raise InvalidRequest("the prompt is empty")
-        if len(ids) > self.ctx_size:
+        if len(prompt) > self.ctx_size:
             raise InvalidRequest(
-                f"the prompt has {len(ids)} tokens and the context holds {self.ctx_size}; "
+                f"the prompt has {len(prompt)} tokens and the context holds {self.ctx_size}; "
                 "shorten it or load the model with a larger --ctx-size"
             )
-        self._check_ids(ids)
+        self._check_ids(prompt.ids)
         self.timings = Timings()
         limit = self.ctx_size if config.max_tokens is None else config.max_tokens
         # The token after a full context still has logits to be drawn from, but no row in the cache.
-        limit = min(limit, self.ctx_size - len(ids) + 1)
+        limit = min(limit, self.ctx_size - len(prompt) + 1)
         start = time.perf_counter()
-        self.reset(keep=_common(self.tokens, ids[:-1]))
-        new = list(ids[self.n_past :])
-        self._append(new, "last")
-        self.timings.prompt_n = len(new)
+        cached = self.begin(prompt)
+        self._append(prompt, cached, len(prompt), "last")
+        self.timings.prompt_n = len(prompt) - cached
         if limit <= 0:
             self.device.wait()
             self.timings.prompt_s = time.perf_counter() - start
             return
-        sampler = Sampler(config, ids)
+        sampler = Sampler(config, prompt.ids)
         steps = self._greedy(limit) if self._plain(sampler) else self._sampled(sampler, config.logprobs, limit)
         for count, token in enumerate(steps, 1):
             now = time.perf_counter()
@@ -193,7 +227,7 @@ class Engine:
         for count in range(1, limit + 1):
             following = None
             if count < limit:
-                self._set_count(self.n_past)
+                self._in.write_next(self.n_past, self._next_position())
                 following = self.runner.start(plans, read)
             token = self._known(int(current.result()[0][0]))
             try:
@@ -202,7 +236,7 @@ class Engine:
                 if following is not None:
                     following.result()  # gives its buffer back
                 raise
-            self.tokens.append(token)
+            self._keep(Step([token], [token], self._next_position()[None]))
             if following is None:
                 return
             current = following
@@ -238,7 +272,7 @@ class Engine:
             yield Token(token, chosen, top)
             sampler.accept(token)
             if self.n_past < self.ctx_size:
-                self._append([token], "last")
+                self._append(self._following([token]), 0, 1, "last")
 
     # Steps --------------------------------------------------------------------------------------------------------
 
@@ -252,19 +286,6 @@ class Engine:
         if wrong is not None:
             raise InvalidRequest(f"token {wrong} does not exist: the model's vocabulary has {vocabulary}")
 
-    def _set_step(self, ids: Sequence[int]) -> None:
-        """Write what the next forward pass reads: counts, ids and positions."""
-        n = len(ids)
-        self._state.write(np.array([self.n_past, n], np.uint32))
-        self._ids.write(np.asarray(ids, np.uint32))
-        positions = np.arange(self.n_past, self.n_past + n, dtype=np.float32)
-        self._positions.write(np.repeat(positions[:, None], 3, axis=1))
-
-    def _set_count(self, n_past: int) -> None:
-        """The same for one token whose id the GPU has chosen itself."""
-        self._state.write(np.array([n_past, 1], np.uint32))
-        self._positions.write(np.full((1, 3), n_past, np.float32))
-
     def _write_penalties(self, sampler: Sampler) -> bool:
         if not sampler.penalising:
             return False
@@ -276,15 +297,23 @@ class Engine:
         self._options.write(np.array([len(ids), *sampler.penalty_options], np.float32))
         return True
 
-    def _forward_plan(self, bucket: int, head: str) -> Plan:
-        """`bucket` tokens through the model. head: "none", "last" (into self._logits) or "all" (read back)."""
-        key = (bucket, head)
+    def _forward_plan(self, bucket: int, head: str, taps: int | None = None) -> Plan:
+        """`bucket` tokens through the model. head: "none", "last" (into self._logits) or "all" (read back).
+
+        taps: deepstack maps that are added, None where no token's embedding is replaced.
+        """
+        key = (bucket, head, taps)
         if key in self._plans:
             return self._plans[key]
-        name = f"{'decode' if bucket == 1 else 'prefill'} {bucket} {head}"
-        plan = Plan(self.device, name, self._state, self.model.activations)
-        x = ops.embed(plan, self.model.weights["token_embd.weight"], self._ids.first(bucket))
-        h = forward(plan, self.model, x, self._positions.first(bucket), self._cache)
+        media = "" if taps is None else f" media {taps}"
+        name = f"{'decode' if bucket == 1 else 'prefill'} {bucket} {head}{media}"
+        plan = Plan(self.device, name, self._in.state, self.model.activations)
+        x = ops.embed(plan, self.model.weights["token_embd.weight"], self._in.ids.first(bucket))
+        if taps is not None:
+            rows, flags = self._in.media()
+            x = ops.replace_rows(plan, x, rows.first(bucket), flags.first(bucket))
+        deepstack = self._in.deepstack(taps or 0, bucket)
+        h = forward(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack)
         kept = []
         if head == "last":
             row = ops.select_row(plan, h) if bucket > 1 else h
@@ -293,7 +322,7 @@ class Engine:
             kept = [ops.matmul(plan, h, self.model.head)]
         self._plans[key] = plan.finish(keep=kept)
         if kept:
-            self._reads["all", bucket] = ReadBack(self.device, kept)
+            self._reads[name] = ReadBack(self.device, kept)
         return plan
 
     def _sample_plan(self, wanted: int, penalised: bool) -> Plan:
@@ -301,14 +330,14 @@ class Engine:
         key = ("sample", wanted, penalised)
         if key in self._plans:
             return self._plans[key]
-        plan = Plan(self.device, f"sample {wanted or 'argmax'}", self._state)
+        plan = Plan(self.device, f"sample {wanted or 'argmax'}", self._in.state)
         if penalised:
             assert self._recent is not None
             ops.penalize(plan, self._logits, self._recent, self._options)
         if wanted:
             outputs = list(ops.top_k(plan, self._logits, wanted))
         else:
-            outputs = [ops.argmax(plan, self._logits, out=self._ids.first(1))]
+            outputs = [ops.argmax(plan, self._logits, out=self._in.ids.first(1))]
         self._plans[key] = plan.finish(keep=outputs)
         self._reads[wanted, penalised] = ReadBack(self.device, outputs)
         return plan
@@ -324,13 +353,18 @@ class Engine:
         for read in self._reads.values():
             read.free()
         self._cache.free()
-        for tensor in (self._state, self._ids, self._positions, self._logits, self._options, self._recent):
+        self._in.free()
+        for tensor in (self._logits, self._options, self._recent):
             if tensor is not None:
                 tensor.free()
         self._plans, self._reads = {}, {}
 
 
-def _common(cached: Sequence[int], ids: Sequence[int]) -> int:
+def _prompt(prompt: Sequence[int] | Prompt) -> Prompt:
+    return prompt if isinstance(prompt, Prompt) else Prompt.text(prompt)
+
+
+def _common(cached: Sequence[Hashable], ids: Sequence[Hashable]) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids)))
 

@@ -16,6 +16,7 @@ from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
 from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, TextDelta
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.gpu import Device
+from qwen3omni_wgpu.inputs.prompt import Prompt
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.locate import locate, type_in_name
@@ -25,7 +26,7 @@ from qwen3omni_wgpu.resident import Resident
 from qwen3omni_wgpu.sampler import GenerationConfig
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[Message] | Sequence[int]
+Question = str | Sequence[Message] | Sequence[int]
 
 DEFAULT_CONTEXT = 8192  # tokens; a model's own context length where that is smaller
 _TEXT_ONLY = "this version reads and writes text only"
@@ -104,7 +105,7 @@ class Omni:
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Question,
         *,
         images: Sequence[Any] = (),
         audio: Sequence[Any] = (),
@@ -121,7 +122,7 @@ class Omni:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Question,
         *,
         images: Sequence[Any] = (),
         audio: Sequence[Any] = (),
@@ -147,7 +148,7 @@ class Omni:
             )
         return self._events(engine, ids, settings)
 
-    def tokenize(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+    def tokenize(self, prompt: Question, *, raw: bool = False) -> list[int]:
         """The token ids that a prompt becomes: through the chat template, or without it for `raw` texts and ids."""
         if not isinstance(prompt, str) and all(isinstance(item, int | np.integer) for item in prompt):
             ids = [int(item) for item in prompt]  # type: ignore[arg-type] - all() does not narrow the type
@@ -238,7 +239,7 @@ class Omni:
             raise InvalidRequest("another answer is still being written; finish or close its stream first")
         self._busy = True
         try:
-            yield from answer_events(engine, self.tokenizer, ids, config, self.load_s)
+            yield from answer_events(engine, self.tokenizer, Prompt.text(ids), config, {"load_s": self.load_s})
         finally:
             self._busy = False
 

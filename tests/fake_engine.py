@@ -32,15 +32,27 @@ class FakeEngine:
         self.log.append(("prefill", len(ids)))
         self.tokens += ids
 
+    def cached(self, prompt) -> int:
+        ids = prompt.ids[:-1]
+        pairs = zip(self.tokens, ids, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(ids)))
+
+    def begin(self, prompt) -> int:
+        self.reset(keep=self.cached(prompt))
+        return len(self.tokens)
+
+    def feed(self, prompt, stop) -> None:
+        self.prefill(prompt.ids[len(self.tokens) : stop])
+
     def logits(self, ids) -> np.ndarray:
         """Bigram logits that depend on the token alone, so every test can say what they are."""
         return np.stack([np.sin(np.arange(self.model.config.vocab_size) * (token + 1)) * 3 for token in ids]).astype(
             np.float32
         )
 
-    def generate(self, ids, config, eos_ids) -> Iterator[SimpleNamespace]:
-        same = next((i for i, (a, b) in enumerate(zip(self.tokens, ids, strict=False)) if a != b), len(self.tokens))
-        del self.tokens[min(same, len(ids) - 1) :]
+    def generate(self, prompt, config, eos_ids) -> Iterator[SimpleNamespace]:
+        ids = prompt.ids
+        del self.tokens[self.cached(prompt) :]
         run = ids[len(self.tokens) :]
         self.log.append(("generate", len(run)))
         self.tokens += run

@@ -10,7 +10,7 @@ the thinker of modeling_qwen3_omni_moe; llama.cpp's tensor names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,8 +122,13 @@ class KVCache:
             tensor.free()
 
 
-def forward(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-    """Embeddings x [N, D] through all layers -> normalised hidden states [N, D]; keys and values go to the cache."""
+def forward(
+    plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache, deepstack: Sequence[Tensor] = ()
+) -> Tensor:
+    """Embeddings x [N, D] through all layers -> normalised hidden states [N, D]; keys and values go to the cache.
+
+    deepstack: maps [N, D] of the vision tower, the i-th added to the output of layer i (zero rows for other tokens).
+    """
     c = model.config
     h = ops.rms_norm(plan, x, model.layer(0, "attn_norm"), c.norm_eps)
     for i in range(c.n_layers):
@@ -131,6 +136,8 @@ def forward(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: K
         update = attention(plan, model, i, h, positions, cache)
         x, h = ops.add_rms_norm(plan, update, x, model.layer(i, "ffn_norm"), c.norm_eps)
         update = experts(plan, model, i, h) if c.n_experts else mlp(plan, model, i, h)
+        if i < len(deepstack):
+            update = ops.add(plan, update, deepstack[i])
         last = i + 1 == c.n_layers
         norm = model.weights["output_norm.weight"] if last else model.layer(i + 1, "attn_norm")
         x, h = ops.add_rms_norm(plan, update, x, norm, c.norm_eps)
