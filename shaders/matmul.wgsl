@@ -3,8 +3,12 @@
 // Float: one block of 32 weights of every row is dequantised into the tile. PACKED: four blocks of int8 quants of every
 // row and token are staged as they are, the dot products are 4x8-bit, and every group of 8 is scaled in float.
 // GLU: weight is [gate; up], 2 F rows, and y = silu(gate x) * (up x) has F: half of a tile's rows are gates.
-// Bindings: weight, x (or quants, scales, totals), state, y. Called by ops/matmul.py.
+// BIAS: bias[f] is added; ACT: then a function is applied. Rows of floats may end inside a block (D a multiple of 4).
+// Bindings: weight, x (or quants, scales, totals), state, [bias], y. Called by ops/matmul.py.
 //# include "lib/weight.wgsl"
+//# if ACT != "none"
+//# include "lib/gelu.wgsl"
+//# endif
 
 struct Slice {
     first: u32, // first row that the bound part of the weight holds
@@ -17,19 +21,29 @@ struct Slice {
 @group(0) @binding(2) var<storage, read> scales: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> totals: array<f32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
+//# if BIAS
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+//# else
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
+//# endif
 //# else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> state: array<u32>;
+//# if BIAS
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+//# else
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+//# endif
 //# endif
 var<immediate> slice: Slice;
 
 const TILE: u32 = 64u;
 const SIDE: u32 = 16u;
 const EACH: u32 = TILE / SIDE;
-const BLOCKS: u32 = D / 32u;
-const_assert D % 32u == 0u;
+const BLOCKS: u32 = (D + 31u) / 32u;
+const_assert D % 4u == 0u;
 
 //# if PACKED
 const DEPTH: u32 = 4u; // blocks a tile
@@ -120,13 +134,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var b = 0u; b < BLOCKS; b++) {
         workgroupBarrier();
         if (tid < TILE) {
+//# if D % 32
+            var block = load_fours(weight_row(row0, tid) * ROW_BYTES + b * BLOCK_BYTES, D / 4u - b * 8u);
+//# else
             var block = load_block((weight_row(row0, tid) * BLOCKS + b) * BLOCK_BYTES);
+//# endif
             for (var i = 0u; i < 8u; i++) {
                 weight_tile[i * TILE + tid] = block.scale * four(block.quants[i]) + block.offset;
             }
         }
         for (var i = tid; i < 8u * TILE; i += 256u) {
-            x_tile[(i % 8u) * TILE + i / 8u] = x[min(token0 + i / 8u, last) * (D / 4u) + b * 8u + i % 8u];
+//# if D % 32
+            let column = min(b * 8u + i % 8u, D / 4u - 1u); // beyond the end: times 0
+//# else
+            let column = b * 8u + i % 8u;
+//# endif
+            x_tile[(i % 8u) * TILE + i / 8u] = x[min(token0 + i / 8u, last) * (D / 4u) + column];
         }
         workgroupBarrier();
         for (var i = 0u; i < 8u; i++) {
@@ -160,7 +183,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let row = row0 + r * SIDE + tx;
             let token = token0 + t * SIDE + ty;
             if (row < slice.count && token <= last) {
-                y[token * F + slice.first + row] = sums[r * EACH + t];
+                var sum = sums[r * EACH + t];
+//# if BIAS
+                sum += bias[slice.first + row];
+//# endif
+//# if ACT != "none"
+                sum = activate(sum);
+//# endif
+                y[token * F + slice.first + row] = sum;
             }
         }
     }

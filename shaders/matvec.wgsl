@@ -5,8 +5,12 @@
 // dot products are 4x8-bit.
 // GLU: weight is [gate; up], 2 F rows, and y = silu(gate x) * (up x) has F: half of a thread's rows are gates.
 // EXPERTS: weight is [E, F, D]; token slot s uses expert ids[s] and row s / SLOTS_PER_X of x.
-// Bindings: weight, x (or quants, scales, totals), state, [ids], y. Called by ops/matmul.py.
+// BIAS: bias[f] is added; ACT: then a function is applied. Rows of floats may end inside a block (D a multiple of 4).
+// Bindings: weight, x (or quants, scales, totals), state, [ids or bias], y. Called by ops/matmul.py.
 //# include "lib/weight.wgsl"
+//# if ACT != "none"
+//# include "lib/gelu.wgsl"
+//# endif
 
 struct Slice {
     first: u32, // first row (or expert) that the bound part of the weight holds
@@ -26,6 +30,9 @@ struct Slice {
 //# if EXPERTS
 @group(0) @binding(5) var<storage, read> ids: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
+//# elif BIAS
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
 //# else
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 //# endif
@@ -35,15 +42,18 @@ struct Slice {
 //# if EXPERTS
 @group(0) @binding(3) var<storage, read> ids: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+//# elif BIAS
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 //# else
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 //# endif
 //# endif
 var<immediate> slice: Slice;
 
-const BLOCKS: u32 = D / 32u;
+const BLOCKS: u32 = (D + 31u) / 32u;
 const GROUPS: u32 = WG / LANES; // groups of threads, each with its own ROWS rows
-const_assert D % 32u == 0u;
+const_assert D % 4u == 0u;
 const_assert WG % LANES == 0u;
 //# if GLU
 const OUTPUTS: u32 = ROWS / 2u; // of a thread
@@ -95,7 +105,11 @@ fn main(
 //# else
             let at = base + min(row + r, rows - 1u);
 //# endif
+//# if D % 32
+            blocks[r] = load_fours(at * ROW_BYTES + b * BLOCK_BYTES, D / 4u - b * 8u);
+//# else
             blocks[r] = load_block((at * BLOCKS + b) * BLOCK_BYTES);
+//# endif
         }
 //# if PACKED
         for (var t = 0u; t < TOKENS; t++) {
@@ -134,6 +148,8 @@ fn main(
             for (var t = 0u; t < TOKENS; t++) {
 //# if EXPERTS
                 let x4 = x[last_x * (D / 4u) + b * 8u + i];
+//# elif D % 32
+                let x4 = x[min(token + t, last_x) * (D / 4u) + min(b * 8u + i, D / 4u - 1u)]; // beyond the end: times 0
 //# else
                 let x4 = x[min(token + t, last_x) * (D / 4u) + b * 8u + i];
 //# endif
@@ -189,7 +205,14 @@ fn main(
     for (var r = 0u; r < ROWS; r++) {
         for (var t = 0u; t < TOKENS; t++) {
             if (row + r < rows && token + t <= last) {
-                y[(token + t) * F + out + row + r] = sums[r * TOKENS + t];
+                var sum = sums[r * TOKENS + t];
+//# if BIAS
+                sum += bias[out + row + r];
+//# endif
+//# if ACT != "none"
+                sum = activate(sum);
+//# endif
+                y[(token + t) * F + out + row + r] = sum;
             }
         }
     }

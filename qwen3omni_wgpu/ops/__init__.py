@@ -6,7 +6,7 @@ from .gather import embed, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
-from .norm import add_rms_norm, rms_norm
+from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .sample import argmax, penalize, top_k
 
@@ -14,10 +14,12 @@ __all__ = [
     "ShapeError",
     "Variant",
     "add",
+    "add_layer_norm",
     "add_rms_norm",
     "argmax",
     "attention",
     "embed",
+    "layer_norm",
     "matmul",
     "matmul_joined",
     "matmul_swiglu",

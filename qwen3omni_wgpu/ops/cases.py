@@ -23,7 +23,7 @@ from .gather import embed, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
-from .norm import add_rms_norm, rms_norm
+from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .sample import argmax, penalize, top_k
 
@@ -119,12 +119,14 @@ def _variant(variant: dict[str, Any] | None) -> Variant | None:
 
 def _matmul(
     plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None,
-    used: int | None = None,
+    used: int | None = None, bias: bool = False, gelu: str | None = None,
 ) -> list[Tensor]:  # fmt: skip
     plan.activations = act
     if used is not None:
         _state(plan, 0, used)
-    return [matmul(plan, normal(plan, rng, n, d), weight(plan, rng, (f, d), type), variant=_variant(variant))]
+    added = normal(plan, rng, f, name="bias") if bias else None
+    x, w = normal(plan, rng, n, d), weight(plan, rng, (f, d), type)
+    return [matmul(plan, x, w, bias=added, act=gelu, variant=_variant(variant))]
 
 
 def _matmul_joined(plan: Plan, rng: Rng, types: str, n: int, fs: str, d: int, act: str = "f32") -> list[Tensor]:
@@ -169,6 +171,16 @@ def _rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
 def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
     return list(add_rms_norm(plan, x, residual, normal(plan, rng, d, name="weight"), 1e-5))
+
+
+def _layer_norm(plan: Plan, rng: Rng, n: int, d: int, per_token: int = 1) -> list[Tensor]:
+    x = normal(plan, rng, n * per_token, d)
+    return [layer_norm(plan, x, *(normal(plan, rng, d, name=name) for name in ("weight", "bias")), 1e-5, per_token)]
+
+
+def _add_layer_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
+    return list(add_layer_norm(plan, x, residual, *(normal(plan, rng, d, name=name) for name in ("w", "b")), 1e-6))
 
 
 def _rope(
@@ -302,6 +314,8 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
+    "add_layer_norm": _add_layer_norm,
     "rope": _rope,
     "rope_qkv": _rope_qkv,
     "store_rows": _store_rows,
@@ -344,6 +358,13 @@ CASES: tuple[Case, ...] = (
     *(_case("matmul", type="q8_0", n=13, f=150, d=288, act=act, variant=v) for v in VARIANTS for act in ("f32", "q8")),
     *(_case("matmul", type="q4_1", n=70, f=130, d=192, act=act, variant=VARIANTS[-1]) for act in ("f32", "q8")),
     _case("matmul", type="q8_0", n=32, f=64, d=64, used=11),
+    # A bias and an activation after it; rows of floats that end inside a block of 32.
+    *(_case("matmul", type=t, n=n, f=75, d=96, act=a, bias=True, gelu=g)
+      for t, a in (("f32", "f32"), ("q8_0", "q8")) for n, g in ((1, "gelu"), (5, None), (33, "gelu_tanh"))),
+    *(_case("matmul", type=t, n=n, f=50, d=d, bias=n > 1, gelu="gelu")
+      for t in ("f32", "f16", "bf16") for n, d in ((1, 36), (6, 100), (19, 4))),
+    *(_case("matmul", type="f16", n=13, f=70, d=140, bias=True, gelu="gelu", variant=v) for v in VARIANTS),
+    _case("matmul", type="f16", n=4, f=1152, d=4304, bias=True),
     # SmolLM2-135M and the 30B thinker.
     *(_case("matmul", type="q8_0", n=n, f=f, d=d) for n in (1, 128) for f, d in ((576, 576), (1536, 576), (576, 1536))),
     *(_case("matmul", type="q8_0", n=1, f=f, d=d) for f, d in ((4096, 2048), (512, 2048), (2048, 4096))),
@@ -370,6 +391,8 @@ CASES: tuple[Case, ...] = (
     _case("embed", type="q8_0", n=3, v=4096, d=2048),
     *(_case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
     *(_case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
+    *(_case("layer_norm", n=n, d=d, per_token=p) for n, d, p in ((3, 1280, 1), (2, 1152, 4), (3, 4608, 1), (5, 33, 2))),
+    *(_case("add_layer_norm", n=n, d=d) for n, d in ((3, 1280), (7, 100))),
     *(_case("rope", n=n, heads=h, hd=hd, style=s)
       for n, h, hd in ((1, 9, 64), (17, 4, 128)) for s in ("neox", "interleaved")),
     _case("rope", n=3, heads=2, hd=128, style="neox", pairs=32),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..gpu import Device, Kernel, NumericalError, Plan, Tensor
 from ..reference import matmul as reference
-from ..reference.elementwise import swiglu
+from ..reference.elementwise import gelu, gelu_tanh, swiglu
 from .elementwise import swiglu_joined
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
 
@@ -21,6 +21,9 @@ TOLERANCE = 2e-5
 # An activation on the border between two integers may round the other way: one step (1/127 of its group's maximum, 3 at
 # most) of one term out of D, times a weight of order 1/sqrt(D), D at least 64.
 TOLERANCE_Q8 = 3e-3
+# What a matmul may apply to its outputs before it writes them, and the twin. Their slope is 1.13 at most.
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+_SLOPE = 1.13
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Var
         return Variant("matvec", lanes=1, rows=8 if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
     if n > 8 and not experts:
         return Variant("matmul", workgroup=256)
-    blocks = d // 32
+    blocks = -(-d // 32)
     lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
     tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
     return Variant("matvec", lanes=lanes, rows=2 if tokens <= 4 else 1, tokens=tokens, workgroup=64)
@@ -90,22 +93,43 @@ def quantize_q8(plan: Plan, x: Tensor, per_token: int = 1) -> tuple[Tensor, Tens
     return quants, scales, sums
 
 
-def matmul(plan: Plan, x: Tensor, w: Tensor, *, variant: Variant | None = None, out: Tensor | None = None) -> Tensor:
-    """x [N, D] times w [F, D] of any weight type -> [N, F]. D a multiple of 32; w may be in parts of rows."""
+def matmul(
+    plan: Plan,
+    x: Tensor,
+    w: Tensor,
+    *,
+    bias: Tensor | None = None,
+    act: str | None = None,
+    variant: Variant | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """act(x w^T + bias): x [N, D], w [F, D] of any weight type, bias [F] -> [N, F].
+
+    D a multiple of 32, of 4 where w is not quantised; w may be in parts of rows. act: "gelu" (the exact one, by erf),
+    "gelu_tanh" or None.
+    """
     expect("matmul", w, (None, None), WEIGHTS)
     n, f = x.shape[0], w.shape[0]
     if out is not None:
         expect("matmul", out, (n, f))
+    if bias is not None:
+        expect("matmul", bias, (f,))
+    known = " or ".join(ACTIVATIONS)
+    require("matmul", act is None or act in ACTIVATIONS, f"no activation {act!r}, expected {known}")
     y = out or plan.empty((n, f), "f32", f"{w.name}.out")
-    first = _matmul_into(plan, "matmul", x, w, y, 0, variant)
-    _check(plan, x, [w], y, first)
+    first = _matmul_into(plan, "matmul", x, w, y, 0, variant, bias=bias, act=act)
+    _check(plan, x, [w], y, first, bias, act)
     return y
 
 
 def _matmul_into(
-    plan: Plan, op: str, x: Tensor, w: Tensor, y: Tensor, column: int, variant: Variant | None, glu: bool = False
-) -> int:
-    """x [N, D] times w [F, D] into columns `column` to `column + F` of y [N, WIDTH]; the number of its first step."""
+    plan: Plan, op: str, x: Tensor, w: Tensor, y: Tensor, column: int, variant: Variant | None, glu: bool = False,
+    bias: Tensor | None = None, act: str | None = None,
+) -> int:  # fmt: skip
+    """x [N, D] times w [F, D] into columns `column` to `column + F` of y [N, WIDTH]; the number of its first step.
+
+    bias [WIDTH].
+    """
     _expect(op, x, w)
     f, d = w.shape
     n, width = y.shape
@@ -113,8 +137,9 @@ def _matmul_into(
     if glu:  # half of the rows are gates
         variant = replace(variant, rows=max(2, variant.rows))
     packed = _packed(plan, w)
-    inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state]
+    inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state, *([bias] if bias is not None else [])]
     params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "N": n, "GLU": glu}
+    params |= {"BIAS": bias is not None, "ACT": act or "none"}
     if variant.shader == "matvec":
         params |= {
             "EXPERTS": False,
@@ -145,26 +170,33 @@ def _expect(op: str, x: Tensor, w: Tensor) -> None:
     expect(op, w, (None, None), WEIGHTS)
     d = w.shape[1]
     expect(op, x, (None, d))
-    require(op, d % 32 == 0, f"{w.name} has rows of {d}, not a multiple of 32")
+    unit = 32 if w.dtype in QUANTISED else 4
+    require(op, d % unit == 0, f"{w.name} has rows of {d}, not a multiple of {unit}")
 
 
 def _packed(plan: Plan, w: Tensor) -> bool:
     return plan.activations == "q8" and w.dtype in QUANTISED
 
 
-def _check(plan: Plan, x: Tensor, weights: Sequence[Tensor], y: Tensor, first: int) -> None:
-    """The twin of all steps from number `first` on: the matrices side by side."""
+def _check(
+    plan: Plan, x: Tensor, weights: Sequence[Tensor], y: Tensor, first: int, bias: Tensor | None = None,
+    act: str | None = None,
+) -> None:  # fmt: skip
+    """The twin of all steps from number `first` on: the matrices side by side, the bias, the activation."""
     packed = [_packed(plan, w) for w in weights]
+    count = len(weights)
 
     def twin(_: int, n_tokens: int, x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
         results = [
             (reference.matmul_q8 if quantised else reference.matmul)(x[:n_tokens], w)
-            for quantised, w in zip(packed, arrays, strict=True)
+            for quantised, w in zip(packed, arrays[:count], strict=True)
         ]
-        return [np.concatenate(results, axis=1)]
+        result = sum(arrays[count:], np.concatenate(results, axis=1))
+        return [ACTIVATIONS[act](result) if act else result]
 
-    tolerance = TOLERANCE_Q8 if any(packed) else TOLERANCE
-    plan.check(twin, [x, *weights], [y], tolerance, steps=len(plan.steps) - first)
+    tolerance = (TOLERANCE_Q8 if any(packed) else TOLERANCE) * (_SLOPE if act else 1)
+    inputs = [x, *weights, *([bias] if bias is not None else [])]
+    plan.check(twin, inputs, [y], tolerance, steps=len(plan.steps) - first)
 
 
 def matmul_joined(plan: Plan, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -226,6 +258,7 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
     packed = _packed(plan, w)
     inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,)), plan.state, ids]
     params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "N": n * k, "EXPERTS": True}
+    params |= {"BIAS": False, "ACT": "none"}
     params |= {"GLU": False, "TOKENS": 1, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
     params |= {"SLOTS": k, "SLOTS_PER_X": k if shared else 1}
     kernel = Kernel.of("matvec.wgsl", **params)

@@ -1,4 +1,4 @@
-"""RMS normalisation, alone and together with the residual addition before it."""
+"""RMS and layer normalisation, alone and together with the residual addition before them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ..gpu import Kernel, Plan, Tensor
 from ..reference import norm as reference
-from .guard import expect, workgroup_for
+from .guard import expect, grid_1d, require, workgroup_for
 
 # One reciprocal square root (2 ulp in WGSL) of a mean over D squares.
 TOLERANCE = 1e-5
@@ -44,6 +44,56 @@ def add_rms_norm(plan: Plan, x: Tensor, residual: Tensor, weight: Tensor, eps: f
 
     plan.check(twin, [x, residual, weight], [total, y], TOLERANCE)
     return total, y
+
+
+def layer_norm(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, eps: float, per_token: int = 1) -> Tensor:
+    """weight * (x - mean) / sqrt(variance + eps) + bias over the last axis: x [N * per_token, D] -> the same.
+
+    weight and bias [D]. Source: Ba, Kiros and Hinton 2016; torch.nn.LayerNorm.
+    """
+    rows, d = _shapes("layer_norm", x, weight)
+    expect("layer_norm", bias, (d,))
+    require("layer_norm", rows % per_token == 0, f"{x.name} has {rows} rows, not {per_token} a token")
+    y = plan.empty((rows, d), "f32", f"{weight.name}.out")
+    kernel = _layer_kernel(plan, rows, d, eps, per_token, residual=False)
+    inputs = [x, weight, bias, plan.state]
+    grid = grid_1d(plan, rows, 1)
+    plan.add("layer_norm", kernel, inputs, [y], grid, nbytes=8 * rows * d + 8 * d, flops=7 * rows * d)
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+        return [reference.layer_norm(x[: n_tokens * per_token], weight, bias, eps)]
+
+    plan.check(twin, [x, weight, bias], [y], TOLERANCE)
+    return y
+
+
+def add_layer_norm(
+    plan: Plan, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(s, layer_norm(s)) with s = x + residual: all [N, D]."""
+    n, d = _shapes("add_layer_norm", x, weight)
+    expect("add_layer_norm", residual, (n, d))
+    expect("add_layer_norm", bias, (d,))
+    total = plan.empty((n, d), "f32", f"{weight.name}.sum")
+    y = plan.empty((n, d), "f32", f"{weight.name}.out")
+    kernel = _layer_kernel(plan, n, d, eps, 1, residual=True)
+    inputs, outputs = [x, residual, weight, bias, plan.state], [total, y]
+    plan.add(
+        "add_layer_norm", kernel, inputs, outputs, grid_1d(plan, n, 1), nbytes=16 * n * d + 8 * d, flops=8 * n * d
+    )
+
+    def twin(
+        _: int, n_tokens: int, x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray
+    ) -> list[np.ndarray]:
+        return list(reference.add_layer_norm(x[:n_tokens], residual[:n_tokens], weight, bias, eps))
+
+    plan.check(twin, [x, residual, weight, bias], outputs, TOLERANCE)
+    return total, y
+
+
+def _layer_kernel(plan: Plan, rows: int, d: int, eps: float, per_token: int, *, residual: bool) -> Kernel:
+    params = {"D": d, "WG": workgroup_for(plan.device, d), "EPS": float(eps), "RESIDUAL": residual}
+    return Kernel.of("layer_norm.wgsl", ROWS=rows, PER_TOKEN=per_token, **params)
 
 
 def _kernel(plan: Plan, d: int, eps: float, *, residual: bool) -> Kernel:

@@ -1,5 +1,7 @@
 """Twins of ops/elementwise.py."""
 
+import math
+
 import numpy as np
 
 
@@ -11,6 +13,25 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     # e^-g overflows to inf for very negative g, which gives the right limit: g / inf = -0
     with np.errstate(over="ignore"):
         return gate / (np.float32(1) + np.exp(-gate)) * up
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x * (1 + erf(x / sqrt 2)) / 2 of any shape, in float64 until the last rounding.
+
+    Source: Hendrycks and Gimpel 2016; torch.nn.functional.gelu.
+    """
+    wide = x.astype(np.float64)
+    erf = np.array([math.erf(value) for value in (wide / math.sqrt(2)).ravel()]).reshape(x.shape)
+    return (wide * (1 + erf) / 2).astype(np.float32)
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 of any shape, in float64 until the last rounding.
+
+    Source: Hendrycks and Gimpel 2016; torch.nn.functional.gelu(approximate="tanh").
+    """
+    wide = x.astype(np.float64)
+    return (wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))) / 2).astype(np.float32)
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:

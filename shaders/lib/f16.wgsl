@@ -1,13 +1,6 @@
 // float16 weights, two to a word.
-const BLOCK_BYTES: u32 = 64u;
+const FOUR_WORDS: u32 = 2u;
 
-fn load_block(base: u32) -> Block {
-    let first = base >> 2u;
-    var block: Block;
-    block.scale = 1.0;
-    block.offset = 0.0;
-    for (var i = 0u; i < 8u; i++) {
-        block.quants[i] = vec4<f32>(unpack2x16float(weight[first + 2u * i]), unpack2x16float(weight[first + 2u * i + 1u]));
-    }
-    return block;
+fn load_four(at: u32) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(weight[at]), unpack2x16float(weight[at + 1u]));
 }

@@ -28,7 +28,13 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
     "matmul": [
         (lambda p, t: ops.matmul(p, t("h", 3, 64), t("blk.0.attn_q.weight", 8, 96)),
          "matmul: h is f32 [3, 64], expected f32 [any, 96]"),
-        (lambda p, t: ops.matmul(p, t("h", 3, 40), t("w", 8, 40)), "matmul: w has rows of 40, not a multiple of 32"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 42), t("w", 8, 42)), "matmul: w has rows of 42, not a multiple of 4"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 40), t("w", 8, 40, dtype="q8_0")),
+         "matmul: w has rows of 40, not a multiple of 32"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 8, 64), bias=t("b", 9)),
+         "matmul: b is f32 [9], expected f32 [8]"),
+        (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 8, 64), act="relu"),
+         "matmul: no activation 'relu', expected gelu or gelu_tanh"),
         (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 2, 8, 64)),
          "matmul: w is f32 [2, 8, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any]"),
         (lambda p, t: ops.matmul(p, t("h", 3, 64), t("w", 8, 64, dtype="u32")),
@@ -71,6 +77,20 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
     "add_rms_norm": [
         (lambda p, t: ops.add_rms_norm(p, t("x", 3, 64), t("residual", 4, 64), t("w", 64), 1e-6),
          "add_rms_norm: residual is f32 [4, 64], expected f32 [3, 64]"),
+    ],
+    "layer_norm": [
+        (lambda p, t: ops.layer_norm(p, t("h", 3, 64), t("w", 63), t("b", 63), 1e-6),
+         "layer_norm: h is f32 [3, 64], expected f32 [any, 63]"),
+        (lambda p, t: ops.layer_norm(p, t("h", 3, 64), t("w", 64), t("b", 63), 1e-6),
+         "layer_norm: b is f32 [63], expected f32 [64]"),
+        (lambda p, t: ops.layer_norm(p, t("h", 5, 64), t("w", 64), t("b", 64), 1e-6, 4),
+         "layer_norm: h has 5 rows, not 4 a token"),
+    ],
+    "add_layer_norm": [
+        (lambda p, t: ops.add_layer_norm(p, t("x", 3, 64), t("residual", 4, 64), t("w", 64), t("b", 64), 1e-6),
+         "add_layer_norm: residual is f32 [4, 64], expected f32 [3, 64]"),
+        (lambda p, t: ops.add_layer_norm(p, t("x", 3, 64), t("residual", 3, 64), t("w", 64), t("b", 4), 1e-6),
+         "add_layer_norm: b is f32 [4], expected f32 [64]"),
     ],
     "rope": [
         (lambda p, t: ops.rope(p, t("q", 2, 130), t("pos", 2, 3), t("f", 16), 4, style="neox"),

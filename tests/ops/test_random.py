@@ -55,7 +55,9 @@ def matmuls(draw: st.DrawFn) -> dict[str, Any]:
     variant = draw(st.sampled_from((None, *VARIANTS[:1], *VARIANTS[2:])))
     kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
     n = draw(some(1, 4) if variant is None else some(1, 19))
-    return {"type": kind, "n": n, "f": draw(some(1, 90)), "d": draw(blocks(5)), "act": act, "variant": variant}
+    d = draw(blocks(5) if kind in QUANTISED else fours(40))
+    after = {"bias": draw(st.booleans()), "gelu": draw(st.sampled_from((None, "gelu", "gelu_tanh")))}
+    return {"type": kind, "n": n, "f": draw(some(1, 90)), "d": d, "act": act, "variant": variant, **after}
 
 
 @st.composite
@@ -159,6 +161,8 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "rms_norm": rows(9, some(1, 700)),
     "add_rms_norm": rows(9, some(1, 700)),
+    "layer_norm": st.fixed_dictionaries({"n": some(1, 7), "d": some(1, 700), "per_token": some(1, 4)}),
+    "add_layer_norm": rows(9, some(1, 700)),
     "rope": ropes(),
     "rope_qkv": rope_qkvs(),
     "store_rows": st.fixed_dictionaries(
@@ -364,6 +368,24 @@ def test_swiglu_of_extremes(device):
     np.testing.assert_allclose(found, elementwise_twin.swiglu(gate, up), rtol=1e-4, atol=1e-37)
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_of_extremes(device, name):
+    """Every size of argument through the epilogue of a matmul with one 1 a row: far out it is x or 0, never NaN."""
+    far = np.array([0, -0.0, 1e-30, -1e-30, 9.9, -9.9, 40, -40, 1e4, -1e4, 1e30, -1e30], np.float32)
+    x = np.concatenate([far, np.linspace(-7, 7, 500, dtype=np.float32)])
+    rows = np.zeros((len(x), 4), np.float32)
+    rows[:, 0] = x
+    plan = Plan(device)
+    w = put(plan, np.array([[1, 0, 0, 0], [-1, 0, 0, 0]]), "w")
+    y = ops.matmul(plan, put(plan, rows), w, act=name)
+    plan.finish(keep=[y]).run()
+    found = y.numpy()
+    plan.free()
+    twin = getattr(elementwise_twin, name)
+    # The fit is good to 2.5e-7, exp and the division to a few units in the last place of what they change.
+    np.testing.assert_allclose(found, np.stack([twin(x), twin(-x)], axis=1), rtol=4e-7, atol=5e-7)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-20, 1.0, 1e4, 1e15])
 def test_norm_of_extremes(device, size):
     x = np.random.default_rng(0).standard_normal((2, 100)).astype(np.float32) * np.float32(size)
@@ -371,6 +393,25 @@ def test_norm_of_extremes(device, size):
     plan = Plan(device)
     (found,) = run(plan, ops.rms_norm(plan, put(plan, x), put(plan, weight, "weight"), 1e-6))
     np.testing.assert_allclose(found, norm_twin.rms_norm(x, weight, 1e-6), rtol=1e-5, atol=1e-36)
+
+
+def test_layer_norm_far_from_zero(device):
+    """The variance must not be a difference of two large means: values around 1000, a spread of 1."""
+    rng = np.random.default_rng(0)
+    x = (1000 + rng.standard_normal((3, 200))).astype(np.float32)
+    x[2] = 7.5  # no spread at all: the bias is left
+    weight, bias = rng.standard_normal((2, 200)).astype(np.float32)
+    plan = Plan(device)
+    y = ops.layer_norm(plan, put(plan, x), put(plan, weight, "weight"), put(plan, bias, "bias"), 1e-6)
+    plan.finish(keep=[y]).run()
+    found = y.numpy()
+    plan.free()
+    wide = x.astype(np.float64)
+    scale = 1 / np.sqrt(wide.var(axis=1, keepdims=True) + 1e-6)
+    expected = (wide - wide.mean(axis=1, keepdims=True)) * scale * weight + bias
+    # The mean is rounded to 6e-5 at 1000 and summed with 200 such errors at worst; a one-pass variance is off by 0.1.
+    np.testing.assert_allclose(found[:2], expected[:2], atol=5e-4)
+    np.testing.assert_allclose(found[2], bias, atol=1e-5)
 
 
 def test_quantising_extremes(device):
