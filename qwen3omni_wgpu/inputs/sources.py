@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -39,12 +39,15 @@ class Access:
     timeout: float = 30.0
 
 
+DEFAULT_ACCESS = Access()
+
+
 @dataclass(frozen=True, eq=False)
 class Blob:
     """Bytes that lie in memory (`data`) or in a local file (`path`). `name` stands for them in messages."""
 
     name: str
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
     path: Path | None = None
 
     def open(self) -> BinaryIO:
@@ -71,7 +74,7 @@ def unreadable(name: str, error: OSError) -> InvalidRequest:
     return InvalidRequest(f"{name}: cannot be read ({error.strerror or error}); check the disk it is on")
 
 
-def open_source(source: Source, what: str, access: Access = Access()) -> Blob:
+def open_source(source: Source, what: str, access: Access = DEFAULT_ACCESS) -> Blob:
     """What a caller named, ready to be opened; a web address is downloaded here.
 
     source: path, file://, data: or http(s):// as text, a Path, the bytes themselves, or an open binary file, which is
