@@ -104,7 +104,7 @@ def _from_text(text: str, what: str, access: Access) -> Blob:
     if scheme == "file":
         return _from_path(_file_url(text), what)
     if scheme in ("http", "https"):
-        name = _short(text.split("?")[0])
+        name = _short(re.sub("//[^/]*@", "//", text.split("?")[0]))  # passwords and tokens stay out of messages
         if not access.urls:
             raise InvalidRequest(
                 f"{name}: web addresses are not fetched unless that is allowed (--allow-urls, Access(urls=True)); "
