@@ -2,7 +2,7 @@
 
 from .attention import attention, store_rows
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
-from .gather import embed, select_row
+from .gather import add_rows, embed, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
@@ -16,6 +16,7 @@ __all__ = [
     "add",
     "add_layer_norm",
     "add_rms_norm",
+    "add_rows",
     "argmax",
     "attention",
     "embed",

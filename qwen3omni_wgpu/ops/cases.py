@@ -19,7 +19,7 @@ from ..reference import rope as rope_reference
 from ..reference import sample as sample_reference
 from .attention import attention, store_rows
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
-from .gather import embed, select_row
+from .gather import add_rows, embed, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
@@ -162,6 +162,12 @@ def _quantize(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
 def _embed(plan: Plan, rng: Rng, type: str, n: int, v: int, d: int) -> list[Tensor]:
     ids = Tensor.from_numpy(plan.device, rng.integers(0, v, n).astype(np.uint32), "ids")
     return [embed(plan, weight(plan, rng, (v, d), type), ids)]
+
+
+def _add_rows(plan: Plan, rng: Rng, n: int, v: int, d: int, k: int) -> list[Tensor]:
+    ids = Tensor.from_numpy(plan.device, rng.integers(0, v, (n, k)).astype(np.uint32), "ids")
+    x, table = normal(plan, rng, n, d), normal(plan, rng, v, d, name="table")
+    return [add_rows(plan, x, table, ids, normal(plan, rng, n, k, name="weights"))]
 
 
 def _rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
@@ -312,6 +318,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "moe_matmul": _moe_matmul,
     "quantize_q8": _quantize,
     "embed": _embed,
+    "add_rows": _add_rows,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": _layer_norm,
@@ -389,6 +396,7 @@ CASES: tuple[Case, ...] = (
     _case("quantize_q8", n=37, d=576),
     *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),
     _case("embed", type="q8_0", n=3, v=4096, d=2048),
+    *(_case("add_rows", n=n, v=v, d=d, k=k) for n, v, d, k in ((13, 1500, 1280, 1), (9, 2304, 1152, 4), (3, 5, 12, 2))),
     *(_case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
     *(_case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
     *(_case("layer_norm", n=n, d=d, per_token=p) for n, d, p in ((3, 1280, 1), (2, 1152, 4), (3, 4608, 1), (5, 33, 2))),

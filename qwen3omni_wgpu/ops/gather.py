@@ -1,4 +1,4 @@
-"""Rows by index: token embeddings, and the last row of a step."""
+"""Rows by index: token embeddings, rows of a table added to others, and the last row of a step."""
 
 from __future__ import annotations
 
@@ -32,6 +32,33 @@ def embed(plan: Plan, table: Tensor, ids: Tensor) -> Tensor:
         lambda _, n_tokens, table, ids: [reference.embed(table, ids[:n_tokens])],
         [table, ids], [y], 1e-6, steps=len(table.parts),
     )  # fmt: skip
+    return y
+
+
+def add_rows(plan: Plan, x: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """x + sum_k weights[:, k] * table[ids[:, k]]: x [N, D], table [V, D], ids uint32 [N, K], weights [N, K] -> [N, D].
+
+    Position tables: K = 1 with weight 1 looks up, K = 4 interpolates in two directions.
+    """
+    expect("add_rows", table, (None, None))
+    d = table.shape[1]
+    expect("add_rows", x, (None, d))
+    n = x.shape[0]
+    expect("add_rows", ids, (n, None), ("u32",))
+    k = ids.shape[1]
+    expect("add_rows", weights, (n, k))
+    require("add_rows", d % 4 == 0, f"{table.name} has rows of {d}, not a multiple of 4")
+    y = plan.empty((n, d), "f32", f"{x.name}.with_rows")
+    kernel = Kernel.of("add_rows.wgsl", D=d, K=k, WG=64)
+    inputs, grid = [x, table, ids, weights, plan.state], (-(-d // 256), n, 1)
+    plan.add("add_rows", kernel, inputs, [y], grid, nbytes=4 * n * (d * (k + 2) + 2 * k), flops=2 * n * k * d)
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, *rest: np.ndarray) -> list[np.ndarray]:
+        table, ids, weights = rest
+        return [reference.add_rows(x[:n_tokens], table, ids[:n_tokens], weights[:n_tokens])]
+
+    # A few products summed in another order.
+    plan.check(twin, [x, table, ids, weights], [y], 1e-6)
     return y
 
 

@@ -68,6 +68,16 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.embed(p, t("w", 9, 48), t("ids", 3, dtype="u32")),
          "embed: w has rows of 48, not a multiple of 32"),
     ],
+    "add_rows": [
+        (lambda p, t: ops.add_rows(p, t("x", 3, 64), t("pos", 9, 32), t("ids", 3, 1, dtype="u32"), t("w", 3, 1)),
+         "add_rows: x is f32 [3, 64], expected f32 [any, 32]"),
+        (lambda p, t: ops.add_rows(p, t("x", 3, 64), t("pos", 9, 64), t("ids", 4, 1, dtype="u32"), t("w", 4, 1)),
+         "add_rows: ids is u32 [4, 1], expected u32 [3, any]"),
+        (lambda p, t: ops.add_rows(p, t("x", 3, 64), t("pos", 9, 64), t("ids", 3, 4, dtype="u32"), t("w", 3, 1)),
+         "add_rows: w is f32 [3, 1], expected f32 [3, 4]"),
+        (lambda p, t: ops.add_rows(p, t("x", 3, 63), t("pos", 9, 63), t("ids", 3, 1, dtype="u32"), t("w", 3, 1)),
+         "add_rows: pos has rows of 63, not a multiple of 4"),
+    ],
     "rms_norm": [
         (lambda p, t: ops.rms_norm(p, t("h", 3, 64), t("output_norm.weight", 63), 1e-6),
          "rms_norm: h is f32 [3, 64], expected f32 [any, 63]"),

@@ -159,6 +159,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},
     ),
+    "add_rows": st.fixed_dictionaries({"n": some(1, 9), "v": some(1, 40), "d": fours(80), "k": some(1, 5)}),
     "rms_norm": rows(9, some(1, 700)),
     "add_rms_norm": rows(9, some(1, 700)),
     "layer_norm": st.fixed_dictionaries({"n": some(1, 7), "d": some(1, 700), "per_token": some(1, 4)}),
