@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwen3omni_wgpu.chat import Chat
     from qwen3omni_wgpu.errors import (
         DeviceLost,
         InvalidModelFile,
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from qwen3omni_wgpu.events import Done, Event, Progress, Reply, TextDelta, TokenLogprob, TopLogprob
-    from qwen3omni_wgpu.omni import Chat, Omni
+    from qwen3omni_wgpu.omni import Omni
     from qwen3omni_wgpu.sampler import GenerationConfig
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "omni": ("Chat", "Omni"),
+    "chat": ("Chat",),
+    "omni": ("Omni",),
     "sampler": ("GenerationConfig",),
     "events": ("Done", "Event", "Progress", "Reply", "TextDelta", "TokenLogprob", "TopLogprob"),
     "errors": (

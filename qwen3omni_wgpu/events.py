@@ -1,8 +1,10 @@
 """What a running answer reports, and the finished answer. One stream of these sits under the API and every command."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from .errors import OmniError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +37,8 @@ class Reply:
 
     token_ids are all generated tokens, also the one that ended the answer, which is not part of `text`.
     finish_reason is "stop" (end-of-answer token or stop text) or "length" (max_tokens, or the context is full).
-    timings: load_s, prompt_n, prompt_s, prompt_per_second, cached_n (prompt tokens found in the KV cache),
-    predicted_n, predicted_s (from the first token to the last), predicted_per_second.
+    timings: load_s, media_s (reading and encoding media), prompt_n, prompt_s, prompt_per_second, cached_n (prompt
+    tokens found in the KV cache), predicted_n, predicted_s (from the first token to the last), predicted_per_second.
     audio and codes are None: this version writes text only.
     """
 
@@ -60,9 +62,13 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long step is: `done` of `total` bytes ("load", "quantize", "pull") or prompt tokens ("prefill")."""
+    """How far a long step is: `done` of `total`.
 
-    phase: Literal["load", "prefill", "quantize", "pull"]
+    Bytes for "load", "quantize" and "pull", prompt tokens for "prefill"; for media that are encoded, feature frames of
+    10 ms for "audio" and a share of the work for "vision".
+    """
+
+    phase: Literal["load", "prefill", "quantize", "pull", "audio", "vision"]
     done: int
     total: int
 
@@ -76,3 +82,11 @@ class Done:
 
 Event = TextDelta | Progress | Done
 EventStream = Generator[Event, None, None]
+
+
+def reply_of(events: Iterable[Event]) -> Reply:
+    """Wait for the end of a stream: its answer."""
+    for event in events:
+        if isinstance(event, Done):
+            return event.reply
+    raise OmniError("the answer ended without a result")

@@ -45,6 +45,12 @@ def locate(
     raise ModelNotFound(f"no model at {str(path)!r}{_similar(path)}")
 
 
+def hub_id(model: str | Path | None) -> str | None:
+    """The hub id that a MODEL argument, or the environment in its place, stands for; None for anything else."""
+    named = str(model) if model is not None and str(model) else env.get("QWEN3OMNI_MODEL") or ""
+    return named if hub.is_hub_id(named) and not Path(named).exists() and not Path(named).parent.exists() else None
+
+
 def type_in_name(model: str | Path | None, path: Path) -> str | None:
     """The type that `user/repo:TYPE` asks for where the repository turned out to be a checkpoint folder, else None."""
     if model is None or not path.is_dir() or Path(model).exists() or not hub.is_hub_id(str(model)):

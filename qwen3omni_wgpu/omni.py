@@ -1,46 +1,52 @@
-"""The pipeline: messages -> tokens -> engine -> typed events. Knows texts and turns, not kernels."""
+"""The pipeline: messages -> tokens and media -> engine -> typed events. Knows texts and turns, not kernels."""
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qwen3omni_wgpu import env
+from qwen3omni_wgpu import env, hub
 from qwen3omni_wgpu.answer import answer_events
+from qwen3omni_wgpu.chat import Chat
 from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
-from qwen3omni_wgpu.events import Done, Event, EventStream, Progress, Reply, TextDelta
+from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
+from qwen3omni_wgpu.events import EventStream, Progress, Reply, reply_of
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.gpu import Device
+from qwen3omni_wgpu.inputs.image import load_image
+from qwen3omni_wgpu.inputs.placeholders import Expanded
 from qwen3omni_wgpu.inputs.prompt import Prompt
+from qwen3omni_wgpu.inputs.sources import Access
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
-from qwen3omni_wgpu.locate import locate, type_in_name
+from qwen3omni_wgpu.locate import hub_id, locate, type_in_name
+from qwen3omni_wgpu.media import Media, Medium
+from qwen3omni_wgpu.messages import Given, Message, taken_apart, with_media
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
 from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.resident import Resident
+from qwen3omni_wgpu.runner import Runner
 from qwen3omni_wgpu.sampler import GenerationConfig
 
-Message = Mapping[str, Any]
 Question = str | Sequence[Message] | Sequence[int]
 
 DEFAULT_CONTEXT = 8192  # tokens; a model's own context length where that is smaller
-_TEXT_ONLY = "this version reads and writes text only"
+_NO_SPEECH = "speech: this version writes text only"
 
 
 class Omni:
     """A model ready to answer. Make one with `Omni.from_pretrained`; close it, or use it in a `with` block."""
 
-    def __init__(self, resident: Resident, tokenizer: Tokenizer, load_s: float):
+    def __init__(self, resident: Resident, tokenizer: Tokenizer, load_s: float, access: Access | None = None):
         self.file = resident.parts["thinker"]
         self.path = self.file.path
         self.tokenizer = tokenizer
         self.device = resident.device
         self._resident = resident
+        self._media = Media(resident, tokenizer, access or Access(data_uris=False))
         self._template: ChatTemplate | None = None
         self.load_s = load_s
         self._busy = False
@@ -61,6 +67,7 @@ class Omni:
         cpu: bool = False,
         tokenizer_file: str | Path | None = None,
         offline: bool = False,
+        allow_urls: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> "Omni":
         """Load a model onto the GPU: the thinker now, other parts when they are first needed.
@@ -74,6 +81,7 @@ class Omni:
         ctx_size: tokens of prompt and answer together that fit (default: the model's own limit, at most 8192).
         activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16" or "f32".
         tokenizer_file: a tokenizer.json instead of the model's own. progress: called with bytes loaded.
+        allow_urls: media may be named by http, https and data: addresses, too, not only by files of this machine.
         Raises ModelNotFound, InvalidModelFile, UnsupportedModel, UnsupportedDevice, OutOfDeviceMemory, InvalidRequest.
         """
         chosen = _activations(activations)
@@ -94,9 +102,16 @@ class Omni:
         opened = Device.open(device, cpu=cpu)
         try:
             report = _reporter(progress, "load")
-            resident = Resident(opened, parts, lambda: _engine(file, opened, tokens, chosen, kv_type, report))
+            resident = Resident(
+                opened,
+                parts,
+                lambda runner: _engine(file, opened, tokens, chosen, kv_type, runner, report),
+                fetch=_fetcher(model, type, offline, _reporter(progress, "pull")),
+                progress=report,
+            )
             resident.engine()
-            return cls(resident, tokenizer, time.perf_counter() - start)
+            access = Access(urls=allow_urls, data_uris=allow_urls)
+            return cls(resident, tokenizer, time.perf_counter() - start, access)
         except BaseException:
             opened.close()
             raise
@@ -115,10 +130,16 @@ class Omni:
     ) -> Reply:
         """One whole answer. `prompt`: a text, chat messages ({"role", "content"}), or token ids.
 
-        A text becomes one user message, unless `config.raw`. Raises InvalidRequest (bad settings, prompt longer than
-        the context), UnsupportedModel (images, audio, video, speech: this version is text only), DeviceLost.
+        A text becomes one user message, unless `config.raw`. images, audio, video: what the last user message shows and
+        lets hear before its text, in this order; each a file, its bytes, an open file, an address (allow_urls), a
+        Pillow image, or an array: uint8 [H, W, 3], samples float32 [S] at 16 kHz or (samples, rate), frames uint8
+        [F, H, W, 3]. In messages, content may be a list of parts {"type": "text", "text"}, {"type": "image", "image"},
+        {"type": "audio", "audio"} and {"type": "video", "video", "fps"?, "sound"?}. Token ids have one pad token for
+        each medium, in the order of the media.
+        Raises InvalidRequest (bad settings or media, prompt longer than the context), UnsupportedModel (a model of text
+        alone, speech), ModelNotFound (the towers are not there), DeviceLost.
         """
-        return _reply(self.stream(prompt, images=images, audio=audio, video=video, speech=speech, config=config))
+        return reply_of(self.stream(prompt, images=images, audio=audio, video=video, speech=speech, config=config))
 
     def stream(
         self,
@@ -130,40 +151,57 @@ class Omni:
         speech: bool = False,
         config: GenerationConfig | None = None,
     ) -> EventStream:
-        """The same as events while they happen: Progress for a long prompt, TextDelta, and Done at the end.
+        """The same as events while they happen: Progress for media and a long prompt, TextDelta, and Done at the end.
 
         Bad input raises here, before the first event is asked for. Closing the iterator ends the answer; what it wrote
         stays in the KV cache and is reused.
         """
-        given = {"images": images, "audio": audio, "video": video, "speech": speech}
-        if wanted := [name for name, value in given.items() if value]:
-            raise UnsupportedModel(f"{', '.join(wanted)}: {_TEXT_ONLY}")
+        if speech:
+            raise UnsupportedModel(_NO_SPEECH)
         engine = self._ready()
         settings = (config or GenerationConfig()).resolved(self.file.metadata)
-        ids = self.tokenize(prompt, raw=settings.raw)
-        if len(ids) > engine.ctx_size:
+        given = (
+            [("image", one) for one in images] + [("audio", one) for one in audio] + [("video", one) for one in video]
+        )
+        start = time.perf_counter()
+        ids, media = self._question(prompt, settings.raw, given)
+        made, expanded = self._media.prompt(ids, media) if media else (Prompt.text(ids), None)
+        if len(made) > engine.ctx_size:
+            long = "".join(f", {medium.name} {medium.n_tokens}" for medium in media)
             raise InvalidRequest(
-                f"the prompt has {len(ids)} tokens and the context holds {engine.ctx_size}; "
+                f"the prompt has {len(made)} tokens{long} and the context holds {engine.ctx_size}; "
                 "shorten it, or load the model with a larger --ctx-size"
             )
-        return self._events(engine, ids, settings)
+        return self._events(engine, made, expanded, media, settings, time.perf_counter() - start)
 
     def tokenize(self, prompt: Question, *, raw: bool = False) -> list[int]:
-        """The token ids that a prompt becomes: through the chat template, or without it for `raw` texts and ids."""
+        """The token ids that a prompt becomes: through the chat template, or without it for `raw` texts and ids.
+
+        Each medium in chat messages has as many pad tokens as it will have embeddings.
+        """
+        ids, media = self._question(prompt, raw, [])
+        return self._media.prompt(ids, media)[0].ids if media else ids
+
+    def _question(self, prompt: Question, raw: bool, given: list[tuple[str, Any]]) -> tuple[list[int], list[Medium]]:
+        """Token ids with one pad token a medium, and the media."""
         if not isinstance(prompt, str) and all(isinstance(item, int | np.integer) for item in prompt):
             ids = [int(item) for item in prompt]  # type: ignore[arg-type] - all() does not narrow the type
             if bad := [token for token in ids if not 0 <= token < self.tokenizer.vocab_size]:
                 raise InvalidRequest(f"token id {bad[0]} is outside the vocabulary of {self.tokenizer.vocab_size}")
+            media = [Given(*one) for one in given]
         elif isinstance(prompt, str) and raw:
-            ids = self.tokenizer.encode(prompt, add_special=True)
+            ids, media = self.tokenizer.encode(prompt, add_special=True), [Given(*one) for one in given]
         elif raw:
             raise InvalidRequest("raw takes a text or token ids; chat messages need the chat template")
         else:
             messages: Sequence[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            ids = self.tokenizer.encode(self._chat_template().render([_text_message(m) for m in messages]))
+            plain, media = taken_apart(with_media(messages, given))
+            if media:
+                assert self._media.tokens  # a model of text alone says so before its template does
+            ids = self.tokenizer.encode(self._chat_template().render(plain))
         if not ids:
             raise InvalidRequest("the prompt is empty")
-        return ids
+        return ids, self._media.read(media)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits after every position of a fresh context: float32 [N, V]. InvalidRequest when N exceeds the context."""
@@ -172,6 +210,44 @@ class Omni:
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation that remembers its turns and keeps their KV cache."""
         return Chat(self, system)
+
+    # Media ----------------------------------------------------------------------------------------------------------
+
+    def encode_audio(self, source: Any, sampling_rate: int | None = None) -> np.ndarray:
+        """What the thinker hears of a sound: float32 [T, D], 13 rows a second.
+
+        source: samples [S] or [S, channels] at sampling_rate (default 16000), or a file as in `generate`.
+        Raises InvalidRequest, UnsupportedModel or ModelNotFound.
+        """
+        return self._alone(self._media.hear(self._media.clip(source, sampling_rate)))
+
+    def encode_image(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What the thinker sees of a picture: (float32 [T, D], deepstack float32 [taps, T, D]).
+
+        source: a Pillow image, uint8 [H, W, 3], or a file as in `generate`. Raises what `encode_audio` raises.
+        """
+        picture = load_image(source, self._media.rules, access=self._media.access)
+        return self._alone(self._media.see(picture))
+
+    def check_media(self, part: Message) -> str:
+        """Read one part of a message, {"type": "image", "image": FILE} and so on, and describe it in one line.
+
+        Raises what `generate` would raise for it.
+        """
+        _, given = taken_apart([{"role": "user", "content": [part]}])
+        (medium,) = self._media.read(given)
+        return f"{medium.name}: {medium.size}, {medium.n_tokens} tokens"
+
+    def _alone(self, steps: Generator[Progress, None, Any]) -> Any:
+        """The result of encoding outside of an answer."""
+        self._start()
+        try:
+            while True:
+                next(steps)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self._busy = False
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -200,10 +276,7 @@ class Omni:
 
         Raises ModelNotFound when the model has no such part, else what from_pretrained raises.
         """
-        if part == "thinker":
-            self._resident.engine()
-        else:
-            self._resident.weights(part)
+        self._resident.load(part)
 
     def release(self, part: str) -> None:
         """Free a part's memory on the device; its next use loads it again. The thinker also forgets its KV cache.
@@ -234,103 +307,30 @@ class Omni:
 
     # One answer -----------------------------------------------------------------------------------------------------
 
-    def _events(self, engine: Engine, ids: list[int], config: GenerationConfig) -> EventStream:
-        if self._busy:
-            raise InvalidRequest("another answer is still being written; finish or close its stream first")
-        self._busy = True
+    def _events(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        expanded: Expanded | None,
+        media: list[Medium],
+        config: GenerationConfig,
+        media_s: float,
+    ) -> EventStream:
+        self._start()
         try:
-            yield from answer_events(engine, self.tokenizer, Prompt.text(ids), config, {"load_s": self.load_s})
+            timings = {"load_s": self.load_s}
+            if expanded is not None:
+                start = time.perf_counter()
+                prompt = yield from self._media.encode(prompt, expanded, media, engine.cached(prompt))
+                timings["media_s"] = media_s + time.perf_counter() - start
+            yield from answer_events(engine, self.tokenizer, prompt, config, timings)
         finally:
             self._busy = False
 
-
-class Chat:
-    """A conversation: `messages` are its turns as {"role", "content"}. Their KV cache is kept and reused."""
-
-    def __init__(self, omni: Omni, system: str | None = None):
-        self._omni = omni
-        self.messages: list[dict[str, str]] = []
-        self.system = system
-
-    @property
-    def system(self) -> str | None:
-        """The system message, or None. Setting it keeps the turns."""
-        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
-
-    @system.setter
-    def system(self, text: str | None) -> None:
-        turns = self.messages[1:] if self.system is not None else self.messages
-        self.messages = ([{"role": "system", "content": text}] if text else []) + turns
-
-    def clear(self) -> None:
-        """Forget all turns; the system message stays."""
-        self.messages = self.messages[:1] if self.system is not None else []
-
-    def send(self, text: str, config: GenerationConfig | None = None) -> Reply:
-        """Say something and wait for the whole answer. Raises what Omni.generate raises; the turn is then not kept."""
-        return _reply(self.stream(text, config))
-
-    def stream(self, text: str, config: GenerationConfig | None = None) -> EventStream:
-        """The same as events. When it is closed early, what was written so far stays as the answer."""
-        return self._turn([*self.messages, {"role": "user", "content": text}], config)
-
-    def regenerate(self, config: GenerationConfig | None = None) -> EventStream:
-        """Answer the last user message anew, as events. InvalidRequest when there is none."""
-        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
-        if last is None:
-            raise InvalidRequest("there is no question to answer again")
-        return self._turn(self.messages[: last + 1], config)
-
-    def _turn(self, messages: list[dict[str, str]], config: GenerationConfig | None) -> EventStream:
-        if config is not None and config.raw:
-            raise InvalidRequest("a chat needs the chat template: raw is for single prompts")
-        return self._events(messages, self._omni.stream(messages, config=config))
-
-    def _events(self, messages: list[dict[str, str]], events: EventStream) -> EventStream:
-        text = ""
-        try:
-            for event in events:
-                if isinstance(event, TextDelta):
-                    text += event.text
-                elif isinstance(event, Done):
-                    self.messages = [*messages, {"role": "assistant", "content": event.reply.text}]
-                    text = ""
-                yield event
-        finally:
-            if text:  # cut short: what the user has seen is what was said
-                self.messages = [*messages, {"role": "assistant", "content": text}]
-            events.close()
-
-    def save(self, path: str | Path) -> None:
-        """Write the turns as JSON: {"messages": [{"role", "content"}, ...]}."""
-        document = {"model": self._omni.path.name, "messages": self.messages}
-        try:
-            Path(path).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InvalidRequest(f"could not save the chat to {str(path)!r}: {error.strerror}") from error
-
-    def load(self, path: str | Path) -> None:
-        """Replace the turns by those of a saved chat. InvalidRequest when the file is not one."""
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            messages = document["messages"]
-            loaded = [
-                {"role": str(message["role"]), "content": _text_message(message)["content"]} for message in messages
-            ]
-        except OSError as error:
-            raise InvalidRequest(f"could not read the chat {str(path)!r}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidRequest(
-                f"{str(path)!r} is not a saved chat: JSON with a list of messages is needed"
-            ) from error
-        self.messages = loaded
-
-
-def _reply(events: Iterable[Event]) -> Reply:
-    for event in events:
-        if isinstance(event, Done):
-            return event.reply
-    raise OmniError("the answer ended without a result")
+    def _start(self) -> None:
+        if self._busy:
+            raise InvalidRequest("another answer is still being written; finish or close its stream first")
+        self._busy = True
 
 
 def _reporter(
@@ -345,6 +345,7 @@ def _engine(
     ctx_size: int,
     activations: str,
     kv_type: str,
+    runner: Runner,
     report: Callable[[int, int], None] | None,
 ) -> Engine:
     """The text model's weights on the device, and an engine for them."""
@@ -352,10 +353,25 @@ def _engine(
         report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
     model = TextModel.load(file, device, activations=activations, progress=report)
     try:
-        return Engine(model, ctx_size, kv_type=kv_type)
+        return Engine(model, ctx_size, kv_type=kv_type, runner=runner)
     except BaseException:
         model.free()
         raise
+
+
+def _fetcher(
+    model: str | Path | None, type: str | None, offline: bool, progress: Callable[[int, int], None] | None
+) -> Callable[[str], GGUFFile] | None:
+    """Gets a further part of a model that is named by its hub id; None for one that is on this machine."""
+    named = hub_id(model)
+    if named is None:
+        return None
+
+    def fetch(part: str) -> GGUFFile:
+        path = hub.fetch(named, parts=("thinker", part), offline=offline, progress=progress)
+        return open_parts(path, type=type or type_in_name(model, path)).need(part)
+
+    return fetch
 
 
 def _path(value: str | Path | None) -> Path | None:
@@ -375,17 +391,3 @@ def context_size(wanted: int | None, limit: int) -> int:
     if not 1 <= wanted <= limit:
         raise InvalidRequest(f"--ctx-size {wanted} is not possible: this model holds between 1 and {limit} tokens")
     return wanted
-
-
-def _text_message(message: Message) -> dict[str, Any]:
-    """A chat message whose content is one text; lists of {"type": "text"} parts are joined."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InvalidRequest(f'a chat message must look like {{"role": "user", "content": "..."}}, not {message!r}')
-    content = message.get("content")
-    if isinstance(content, str):
-        return dict(message)
-    if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
-        raise InvalidRequest(f"the content of a chat message must be a text, not {content!r}")
-    if kinds := sorted({str(part.get("type")) for part in content} - {"text"}):
-        raise UnsupportedModel(f"message parts of type {', '.join(kinds)}: {_TEXT_ONLY}")
-    return {**message, "content": "".join(str(part.get("text", "")) for part in content)}

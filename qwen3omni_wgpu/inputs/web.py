@@ -17,7 +17,6 @@ from urllib.request import (
     UnknownHandler,
 )
 
-from qwen3omni_wgpu import __version__
 from qwen3omni_wgpu.errors import InvalidRequest
 
 _CHUNK = 1 << 16
@@ -53,7 +52,7 @@ def fetch(url: str, name: str, max_bytes: int, timeout: float) -> bytes:
     try:
         if urlsplit(url).username is not None:
             raise InvalidRequest(f"{name}: addresses with a user name in them are not supported; download it first")
-        request = Request(_ascii(url), headers={"User-Agent": f"qwen3omni-wgpu/{__version__}", "Accept": "*/*"})
+        request = Request(_ascii(url), headers={"User-Agent": "qwen3omni-wgpu", "Accept": "*/*"})
         with _opener().open(request, timeout=timeout) as response:
             return _body(response, name, max_bytes, timeout)
     except HTTPError as error:

@@ -111,7 +111,7 @@ def fake(tiny, monkeypatch):
             if arguments.get("ctx_size"):
                 engine.ctx_size = arguments["ctx_size"]
             return Omni(
-                Resident(device, ModelParts(file.path, {"thinker": lambda: file}), lambda: engine),
+                Resident(device, ModelParts(file.path, {"thinker": lambda: file}), lambda runner: engine),
                 tokenizer,
                 load_s=0.25,
             )
