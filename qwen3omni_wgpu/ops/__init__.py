@@ -1,6 +1,8 @@
 """What the models are made of: each op checks its tensors, picks a kernel and appends it to a plan."""
 
 from .attention import attention, store_rows
+from .attention_windows import window_attention, window_tiles
+from .conv import conv_columns
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gather import add_rows, embed, select_row
 from .guard import ShapeError, values
@@ -19,6 +21,7 @@ __all__ = [
     "add_rows",
     "argmax",
     "attention",
+    "conv_columns",
     "embed",
     "layer_norm",
     "matmul",
@@ -40,4 +43,6 @@ __all__ = [
     "swiglu_joined",
     "top_k",
     "values",
+    "window_attention",
+    "window_tiles",
 ]

@@ -18,6 +18,8 @@ from ..gpu import Device, NumericalError, Plan, Tensor
 from ..reference import rope as rope_reference
 from ..reference import sample as sample_reference
 from .attention import attention, store_rows
+from .attention_windows import window_attention, window_tiles
+from .conv import conv_columns
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gather import add_rows, embed, select_row
 from .guard import values
@@ -164,6 +166,11 @@ def _embed(plan: Plan, rng: Rng, type: str, n: int, v: int, d: int) -> list[Tens
     return [embed(plan, weight(plan, rng, (v, d), type), ids)]
 
 
+def _conv_columns(plan: Plan, rng: Rng, n: int, t: int, f: int, c: int, valid: int, scale: int = 1) -> list[Tensor]:
+    frames = Tensor.from_numpy(plan.device, np.array([valid], np.uint32), "valid")
+    return [conv_columns(plan, normal(plan, rng, n * t * f, c), frames, (t, f), scale)]
+
+
 def _add_rows(plan: Plan, rng: Rng, n: int, v: int, d: int, k: int) -> list[Tensor]:
     ids = Tensor.from_numpy(plan.device, rng.integers(0, v, (n, k)).astype(np.uint32), "ids")
     x, table = normal(plan, rng, n, d), normal(plan, rng, v, d, name="table")
@@ -239,6 +246,20 @@ def _attention(plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past:
     keys, vals = (_filled_cache(plan, rng, past + n + 5, kv * hd, cache) for _ in range(2))
     q = normal(plan, rng, n, heads * hd, name="q")
     return [attention(plan, q, keys, vals, heads, kv, hd**-0.5)]
+
+
+def _window_attention(
+    plan: Plan, rng: Rng, n: int, s: int, heads: int, hd: int, windows: int, stored: str
+) -> list[Tensor]:
+    """n queries and s keys in windows of random sizes; each has a key, some have no query."""
+    starts = [np.append(np.sort(rng.integers(0, n + 1, windows - 1)), n)]
+    starts.append(np.append(np.sort(1 + rng.permutation(s - 1)[: windows - 1]), s))
+    (_, stops), (_, ends) = edges = [(np.insert(at[:-1], 0, 0), at) for at in starts]
+    spans = [tuple(map(int, row)) for row in np.stack([edges[0][0], stops, edges[1][0], ends], axis=1)]
+    tiles = Tensor.from_numpy(plan.device, window_tiles(spans, n // 64 + windows), "tiles")
+    keys, vals = (_filled_cache(plan, rng, s, heads * hd, stored) for _ in range(2))
+    q = normal(plan, rng, n, heads * hd, name="q")
+    return [window_attention(plan, q, keys, vals, tiles, heads, hd**-0.5)]
 
 
 def _swiglu(plan: Plan, rng: Rng, n: int, f: int, per_token: int = 1) -> list[Tensor]:
@@ -318,6 +339,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "moe_matmul": _moe_matmul,
     "quantize_q8": _quantize,
     "embed": _embed,
+    "conv_columns": _conv_columns,
     "add_rows": _add_rows,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -327,6 +349,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "rope_qkv": _rope_qkv,
     "store_rows": _store_rows,
     "attention": _attention,
+    "window_attention": _window_attention,
     "swiglu": _swiglu,
     "swiglu_joined": _swiglu_joined,
     "add": _add,
@@ -396,6 +419,9 @@ CASES: tuple[Case, ...] = (
     _case("quantize_q8", n=37, d=576),
     *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),
     _case("embed", type="q8_0", n=3, v=4096, d=2048),
+    *(_case("conv_columns", n=n, t=t, f=f, c=c, valid=v, scale=s)
+      for n, t, f, c, v, s in ((1, 100, 128, 1, 100, 1), (2, 50, 64, 32, 99, 2), (1, 25, 32, 480, 100, 4),
+                               (2, 13, 5, 6, 7, 1), (1, 1, 1, 8, 1, 1))),
     *(_case("add_rows", n=n, v=v, d=d, k=k) for n, v, d, k in ((13, 1500, 1280, 1), (9, 2304, 1152, 4), (3, 5, 12, 2))),
     *(_case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
     *(_case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
@@ -427,6 +453,12 @@ CASES: tuple[Case, ...] = (
       for n, h, kv, hd, p in ((1, 9, 3, 64, 0), (1, 32, 4, 128, 63), (1, 32, 4, 128, 64), (1, 16, 2, 128, 300),
                               (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))
       for c in ("f32", "f16")),
+    *(_case("window_attention", n=n, s=s, heads=h, hd=hd, windows=w, stored=c)
+      for n, s, h, hd, w in ((1, 1, 2, 64, 1), (104, 104, 20, 64, 1), (130, 135, 2, 64, 3), (70, 97, 3, 72, 2),
+                             (64, 64, 16, 72, 1), (9, 33, 2, 128, 4), (65, 40, 1, 4, 2), (20, 70, 4, 36, 1))
+      for c in ("f32", "f16")),
+    *(_case("window_attention", True, n=1024, s=s, heads=16, hd=72, windows=1, stored=c)
+      for s in (1024, 4096) for c in ("f32", "f16")),
     *(_case("attention", True, n=1, heads=32, kv=4, hd=128, past=p, cache="f16") for p in (4095, 32767)),
     *(_case("swiglu", n=n, f=f, per_token=p) for n, f, p in ((1, 1536, 1), (9, 768, 8), (3, 36, 3))),
     _case("add", n=5, f=2048),

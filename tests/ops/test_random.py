@@ -123,6 +123,16 @@ def attentions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def window_attentions(draw: st.DrawFn) -> dict[str, Any]:
+    n, s = draw(some(1, 150)), draw(some(1, 120))
+    windows = draw(some(1, min(5, s)))
+    # Four of the 32 lengths of heads: each is a kernel of its own, compiled anew.
+    hd = draw(st.sampled_from((4, 40, 72, 128)))
+    stored = draw(st.sampled_from(("f16", "f32")))
+    return {"n": n, "s": s, "heads": draw(some(1, 3)), "hd": hd, "windows": windows, "stored": stored}
+
+
+@st.composite
 def gates(draw: st.DrawFn) -> dict[str, Any]:
     e = draw(some(1, 300))
     return {"n": draw(some(1, 5)), "e": e, "k": draw(some(1, min(e, 16))), "renormalise": draw(st.booleans())}
@@ -159,6 +169,9 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},
     ),
+    "conv_columns": st.fixed_dictionaries(
+        {"n": some(1, 4), "t": some(1, 9), "f": some(1, 9), "c": some(1, 12), "valid": some(1, 40), "scale": some(1, 4)}
+    ),
     "add_rows": st.fixed_dictionaries({"n": some(1, 9), "v": some(1, 40), "d": fours(80), "k": some(1, 5)}),
     "rms_norm": rows(9, some(1, 700)),
     "add_rms_norm": rows(9, some(1, 700)),
@@ -170,6 +183,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {"n": some(1, 9), "width": fours(60), "cache": st.sampled_from(("f16", "f32")), "start": some(0, 70)}
     ),
     "attention": attentions(),
+    "window_attention": window_attentions(),
     "swiglu": binaries(),
     "swiglu_joined": rows(7, fours(100), "f"),
     "add": rows(9, fours(300), "f"),
