@@ -90,7 +90,7 @@ def text_config(file: GGUFFile) -> TextConfig:
     (architecture, or a setting or tensor we do not implement). Matrices may have any supported type; norm vectors and
     rope_freqs f32, f16 or bf16.
     """
-    keys = _Keys(file, _architecture(file))
+    keys = Keys(file, _architecture(file))
     keys.check_settings()
     config = _build(keys, file)
     _check_tensors(file, config)
@@ -166,8 +166,11 @@ def _architecture(file: GGUFFile) -> str:
     return arch
 
 
-class _Keys:
-    """Typed reading of `{architecture}.*` metadata; every message names the file and the key."""
+class Keys:
+    """Typed reading of `{architecture}.*` metadata; every message names the file and the key.
+
+    The towers' keys begin with `clip.audio` and `clip.vision` instead of an architecture.
+    """
 
     def __init__(self, file: GGUFFile, arch: str) -> None:
         self.file, self.arch = file, arch
@@ -233,7 +236,7 @@ def _known(arch: str) -> set[str]:
     return set(" ".join(texts).split())
 
 
-def _build(keys: _Keys, file: GGUFFile) -> TextConfig:
+def _build(keys: Keys, file: GGUFFile) -> TextConfig:
     arch, moe = keys.arch, keys.arch in _MOE
     dim, n_layers = keys.integer("embedding_length"), keys.integer("block_count")
     n_heads = keys.integer("attention.head_count")
@@ -269,7 +272,7 @@ def _build(keys: _Keys, file: GGUFFile) -> TextConfig:
     )
 
 
-def _head_dim(keys: _Keys, dim: int, n_heads: int) -> int:
+def _head_dim(keys: Keys, dim: int, n_heads: int) -> int:
     if keys.get("attention.key_length") is None and dim % n_heads:
         raise keys.bad("attention.key_length", f"is missing, and {n_heads} heads do not divide embedding_length {dim}")
     head_dim = keys.integer("attention.key_length", dim // n_heads)
@@ -280,7 +283,7 @@ def _head_dim(keys: _Keys, dim: int, n_heads: int) -> int:
     return head_dim
 
 
-def _check_attention(keys: _Keys, head_dim: int, context: int) -> None:
+def _check_attention(keys: Keys, head_dim: int, context: int) -> None:
     usual = 1 / math.sqrt(head_dim)
     scale = keys.get("attention.scale")
     if scale not in (None, 0) and not math.isclose(keys.number("attention.scale"), usual, rel_tol=1e-4):
@@ -290,14 +293,14 @@ def _check_attention(keys: _Keys, head_dim: int, context: int) -> None:
         raise keys.unsupported("attention.sliding_window", f"is {window}; sliding-window attention is not supported")
 
 
-def _rope_dim(keys: _Keys, head_dim: int) -> int:
+def _rope_dim(keys: Keys, head_dim: int) -> int:
     rope_dim = keys.integer("rope.dimension_count", head_dim)
     if rope_dim % 2 or rope_dim > head_dim:
         raise keys.bad("rope.dimension_count", f"is {rope_dim}, expected an even number up to the head dim {head_dim}")
     return rope_dim
 
 
-def _rope_scale(keys: _Keys) -> float:
+def _rope_scale(keys: Keys) -> float:
     """Linear factor; llama.cpp's older key is `rope.scale_linear`, and 0 means 1 in both."""
     if keys.get("rope.scaling.type") == "none":
         return 1.0
@@ -307,7 +310,7 @@ def _rope_scale(keys: _Keys) -> float:
     return 1.0
 
 
-def _sections(keys: _Keys, rope_dim: int) -> tuple[int, int, int]:
+def _sections(keys: Keys, rope_dim: int) -> tuple[int, int, int]:
     """t, h, w pairs of interleaved M-RoPE: together all pairs, and h and w must find room at every third pair."""
     key, pairs = "rope.dimension_sections", rope_dim // 2
     value = keys.get(key)
@@ -321,14 +324,14 @@ def _sections(keys: _Keys, rope_dim: int) -> tuple[int, int, int]:
     return t, h, w
 
 
-def _experts(keys: _Keys) -> tuple[int, int, int]:
+def _experts(keys: Keys) -> tuple[int, int, int]:
     n_experts, n_used = keys.integer("expert_count"), keys.integer("expert_used_count")
     if n_used > n_experts:
         raise keys.bad("expert_used_count", f"is {n_used}, more than expert_count {n_experts}")
     return n_experts, n_used, keys.integer("expert_feed_forward_length")
 
 
-def _norm_topk(keys: _Keys) -> bool:
+def _norm_topk(keys: Keys) -> bool:
     """Absent means true: llama.cpp always renormalises in these architectures."""
     value = keys.get("expert_weights_norm")
     if value is not None and not isinstance(value, bool):
@@ -336,20 +339,20 @@ def _norm_topk(keys: _Keys) -> bool:
     return value is not False
 
 
-def _norm_eps(keys: _Keys) -> float:
+def _norm_eps(keys: Keys) -> float:
     eps = keys.number("attention.layer_norm_rms_epsilon")
     if eps >= 1:
         raise keys.bad("attention.layer_norm_rms_epsilon", f"is {eps}, expected less than 1")
     return eps
 
 
-def _vocab_size(keys: _Keys, file: GGUFFile, dim: int) -> int:
+def _vocab_size(keys: Keys, file: GGUFFile, dim: int) -> int:
     """Rows of the embedding; the metadata may repeat it, and the tokenizer may have fewer tokens but not more."""
     info = file.tensors.get("token_embd.weight")
     if info is None:
         raise _missing(file, "token_embd.weight")
     rows = info.shape[0]
-    _check_tensor(file, info.name, (rows, dim))
+    check_tensor(file, info.name, (rows, dim))
     stated = keys.integer("vocab_size", rows)
     if stated != rows:
         raise keys.bad("vocab_size", f"is {stated}, but tensor 'token_embd.weight' has shape {list(info.shape)}")
@@ -368,10 +371,10 @@ def _check_tensors(file: GGUFFile, config: TextConfig) -> None:
     """Presence, shape and type of all that is used, and nothing beside it."""
     used: set[str] = set()
     for name, shape in _shapes(config):
-        _check_tensor(file, name, shape)
+        check_tensor(file, name, shape)
         used.add(name)
     if config.architecture == "llama" and "rope_freqs.weight" in file.tensors:
-        _check_tensor(file, "rope_freqs.weight", (config.rope_dim // 2,))
+        check_tensor(file, "rope_freqs.weight", (config.rope_dim // 2,))
         used.add("rope_freqs.weight")
     unused = [name for name in file.tensors if name not in used]
     if unused:
@@ -384,7 +387,8 @@ def _check_tensors(file: GGUFFile, config: TextConfig) -> None:
         )
 
 
-def _check_tensor(file: GGUFFile, name: str, shape: tuple[int, ...]) -> None:
+def check_tensor(file: GGUFFile, name: str, shape: tuple[int, ...]) -> None:
+    """InvalidModelFile unless the tensor is there in this shape; UnsupportedModel for a vector that is quantised."""
     info = file.tensors.get(name)
     if info is None:
         raise _missing(file, name)
