@@ -20,3 +20,20 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, n_past: int, scale: f
             scores = k[:seen, h // group] @ q[i, h] * np.float32(scale)
             out[i, h] = softmax(scores) @ v[:seen, h // group]
     return out
+
+
+def window_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, tiles: np.ndarray, scale: float) -> np.ndarray:
+    """Attention without a causal mask inside windows: q [N, H, HD], k and v [S, H, HD] -> [N, H, HD].
+
+    A tile (first query, count, first key, end of keys) lets its queries see its keys; rows past N are left out. Rows
+    that are in no tile become 0.
+    Source: transformers, eager_attention_forward under cu_seqlens.
+    """
+    out = np.zeros_like(q)
+    for first, count, start, stop in tiles.astype(np.int64):
+        rows = slice(first, min(first + count, len(q)))
+        for h in range(q.shape[1]):
+            scores = q[rows, h] @ k[start:stop, h].T * np.float32(scale)
+            if len(scores):
+                out[rows, h] = softmax(scores) @ v[start:stop, h]
+    return out
