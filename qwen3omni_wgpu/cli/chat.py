@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3omni_wgpu.cli.media import MediaOptions, Part, content
 from qwen3omni_wgpu.cli.session import Bar, Interrupt, generation_config, note, opened, print_json, timing_line
 from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
@@ -23,6 +24,7 @@ _HELP = """\
 /exit                leave (also Ctrl-D)      /stats              speed and context use
 /clear               forget all turns         /save FILE          write the chat as JSON
 /system [TEXT]       show or set, and clear   /load FILE          go on with a saved chat
+/image FILE  /audio FILE  /video FILE         give with the next message; repeatable
 /set [NAME [VALUE]]  show or change settings, for example: /set temperature 0
 Ctrl-C ends an answer; at an empty prompt it leaves."""
 
@@ -31,13 +33,15 @@ Ctrl-C ends an answer; at an empty prompt it leaves."""
 def chat(
     common: Common,
     sampling: Sampling,
+    options: MediaOptions,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system message")] = None,
 ) -> int:
     """A conversation; /help lists its commands. Reads one message a line when stdin is a pipe."""
     config = generation_config(sampling)
     config.resolved({})
-    with opened(common) as omni:
-        session = _Session(omni, omni.chat(system), config, common)
+    options.check()
+    with opened(common, **options.loading()) as omni:
+        session = _Session(omni, omni.chat(system), config, common, options)
         status = session.loop()
         if common.json:
             print_json({"messages": session.chat.messages, "turns": session.turns, "device": omni.device.info.name})
@@ -47,11 +51,15 @@ def chat(
 class _Session:
     """One conversation: reads lines, runs slash commands and answers."""
 
-    def __init__(self, omni: "Omni", chat: "Chat", config: "GenerationConfig", common: Common):
+    def __init__(
+        self, omni: "Omni", chat: "Chat", config: "GenerationConfig", common: Common, options: MediaOptions
+    ) -> None:
         self.omni = omni
         self.chat = chat
         self.config = config
         self.common = common
+        self.options = options
+        self.media: list[Part] = []  # for the next message
         self.turns: list[dict[str, Any]] = []
         self.last: Reply | None = None
         self.interactive = sys.stdin.isatty()
@@ -67,13 +75,20 @@ class _Session:
                     break
                 if line.startswith("/"):
                     self.command(line)
-                elif not self.answer(self.chat.stream(line, self.config)) and not self.interactive:
+                elif not self.answer(self.chat.stream(self._message(line), self.config)) and not self.interactive:
                     return 130
             except OmniError as error:
                 if not self.interactive:
                     raise
                 print(f"error: {error}", file=sys.stderr)
+        if self.media:
+            note(f"no message came after the last /{self.media[-1]['type']}; it was not used", self.common)
         return 0
+
+    def _message(self, line: str) -> str | list[Part]:
+        """The line with the media that wait for it. They are then gone, also when the answer fails."""
+        media, self.media = self.media, []
+        return content(media, line)
 
     def answer(self, events: EventStream) -> bool:
         """Print one answer as it comes; False when Ctrl-C ended it."""
@@ -98,22 +113,36 @@ class _Session:
 
     def command(self, line: str) -> None:
         name, _, rest = line.strip().partition(" ")
-        if name in ("/image", "/audio", "/video", "/voice"):
-            raise UnsupportedModel(f"{name}: this version reads and writes text only")
+        if name == "/voice":
+            raise UnsupportedModel(f"{name}: this version writes text only")
         commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print(_HELP, file=sys.stderr),
             "/?": lambda _: print(_HELP, file=sys.stderr),
-            "/clear": lambda _: self.chat.clear(),
+            "/clear": self._clear,
             "/regen": self._regenerate,
             "/system": self._system,
             "/save": lambda path: self.chat.save(_path(path)),
             "/load": self._load,
             "/stats": self._stats,
             "/set": self._set,
+            "/image": lambda path: self._add("image", path),
+            "/audio": lambda path: self._add("audio", path),
+            "/video": lambda path: self._add("video", path),
         }
         if name not in commands:
             raise InvalidRequest(f"there is no command {name}; /help lists them")
         commands[name](rest.strip())
+
+    def _add(self, kind: str, path: str) -> None:
+        if not path:
+            raise InvalidRequest(f"name a file: /{kind} FILE")
+        part = self.options.part(kind, _unquoted(path))
+        note(self.omni.check_media(part), self.common)  # what cannot be read is refused now, not with the message
+        self.media.append(part)
+
+    def _clear(self, _: str) -> None:
+        self.chat.clear()
+        self.media.clear()
 
     def _regenerate(self, _: str) -> None:
         # With the same seed the answer would be the same again.
@@ -123,7 +152,7 @@ class _Session:
 
     def _system(self, text: str) -> None:
         if text:
-            self.chat.clear()
+            self._clear("")
             self.chat.system = text
         else:
             print(self.chat.system or "no system message is set", file=sys.stderr)
@@ -183,6 +212,11 @@ def _path(text: str) -> Path:
     if not text:
         raise InvalidRequest("name a file, for example: /save chat.json")
     return Path(text).expanduser()
+
+
+def _unquoted(path: str) -> str:
+    """As a terminal writes the name of a file that is dropped on it: with quotes when it holds blanks."""
+    return path[1:-1] if len(path) > 2 and path[0] == path[-1] and path[0] in "'\"" else path
 
 
 def _lines(interactive: bool) -> Iterator[str]:

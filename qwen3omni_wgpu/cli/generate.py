@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3omni_wgpu.cli.media import InOrder, MediaFiles, MediaOptions, Part, content
 from qwen3omni_wgpu.cli.session import (
     Bar,
     Interrupt,
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from qwen3omni_wgpu.sampler import GenerationConfig
 
 
-@verb("generate")
+@verb("generate", cls=InOrder)
 def generate(
+    context: typer.Context,
     common: Common,
     sampling: Sampling,
+    files: MediaFiles,
+    options: MediaOptions,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="the prompt; - or a pipe = stdin")
     ] = None,
@@ -42,23 +46,21 @@ def generate(
         int, typer.Option("--logprobs", metavar="N", help="report the N most likely tokens of every position (--json)")
     ] = 0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="print the answer when it is complete")] = False,
-    image: Annotated[list[Path] | None, typer.Option("--image", hidden=True)] = None,
-    audio: Annotated[list[Path] | None, typer.Option("--audio", hidden=True)] = None,
-    video: Annotated[list[Path] | None, typer.Option("--video", hidden=True)] = None,
     speech: Annotated[Path | None, typer.Option("--speech", hidden=True)] = None,
 ) -> int:
-    """One answer to one prompt."""
-    media = {"--image": image, "--audio": audio, "--video": video, "--speech": speech}
-    if given := [name for name, value in media.items() if value]:
-        raise UnsupportedModel(f"{', '.join(given)}: this version reads and writes text only")
-    if raw and system is not None:
-        raise InvalidRequest("--system needs the chat template, and --raw turns it off; use one of them")
+    """One answer to one prompt: a text, and before it pictures, sound and video in the order of the command line."""
+    if speech:
+        raise UnsupportedModel("--speech: this version writes text only")
+    media = files.parts(context, options)
+    if raw and (media or system is not None):
+        what = "--system needs" if system is not None else "media need"
+        raise InvalidRequest(f"{what} the chat template, and --raw turns it off; use one of them")
     config = generation_config(sampling, raw=raw, logprobs=logprobs)
     config.resolved({})  # bad settings are found before the model is loaded
-    text = _prompt(prompt, file)
+    text = _prompt(prompt, file, media)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    with opened(common) as omni:
-        question: Any = text if raw else [*messages, {"role": "user", "content": text}]
+    with opened(common, **options.loading()) as omni:
+        question: Any = text if raw else [*messages, {"role": "user", "content": content(media, text)}]
         reply = _answer(omni, question, config, common, show=not (common.json or no_stream))
         if reply is None:
             return 130
@@ -71,13 +73,16 @@ def generate(
     return 0
 
 
-def _prompt(prompt: str | None, file: Path | None) -> str:
+def _prompt(prompt: str | None, file: Path | None, media: list[Part]) -> str:
+    """The text; "" where there is none, because media can stand for themselves."""
     if prompt is not None and file is not None:
         raise InvalidRequest("give the prompt with -p or with -f, not with both")
     if file is not None:
         return read_text(file, "the prompt file")
     if prompt is not None and prompt != "-":
         return prompt
+    if prompt is None and media and sys.stdin.isatty():
+        return ""
     if prompt is None and sys.stdin.isatty():
         raise InvalidRequest(
             "no prompt: give one with -p TEXT, -f FILE or through a pipe; `qwen3omni chat` is interactive"

@@ -142,7 +142,14 @@ def timing_line(reply: Reply) -> str:
     )
 
 
-PHASES = {"load": "loading", "prefill": "reading the prompt", "quantize": "writing", "pull": "downloading"}
+PHASES = {
+    "load": "loading",
+    "prefill": "reading the prompt",
+    "quantize": "writing",
+    "pull": "downloading",
+    "audio": "listening",
+    "vision": "looking",
+}
 
 
 class Interrupt:
@@ -189,6 +196,7 @@ class Bar:
             BarColumn,
             DownloadColumn,
             MofNCompleteColumn,
+            TaskProgressColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
@@ -196,8 +204,13 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self.close()
+        columns: dict[str, list[Any]] = {
+            "prefill": [MofNCompleteColumn()],
+            "audio": [TaskProgressColumn(), TimeRemainingColumn()],
+            "vision": [TaskProgressColumn(), TimeRemainingColumn()],
+        }
         in_bytes = [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-        amounts = [MofNCompleteColumn()] if event.phase == "prefill" else in_bytes
+        amounts = columns.get(event.phase, in_bytes)
         text = PHASES[event.phase]
         self._bar = RichProgress(TextColumn(text), BarColumn(), *amounts, console=Console(stderr=True), transient=True)
         self._bar.start()

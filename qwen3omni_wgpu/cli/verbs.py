@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from qwen3omni_wgpu import __version__
 
@@ -38,8 +39,11 @@ def _root(
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def verb(name: str, group: typer.Typer = app) -> Callable[[F], F]:
-    """Register a function as a command. A parameter whose type is a dataclass takes its fields as options."""
+def verb(name: str, group: typer.Typer = app, cls: type[TyperCommand] | None = None) -> Callable[[F], F]:
+    """Register a function as a command. A parameter whose type is a dataclass takes its fields as options.
+
+    cls: the command's class, where it is not typer's own.
+    """
 
     def register(function: F) -> F:
         groups: dict[str, type] = {}
@@ -61,7 +65,7 @@ def verb(name: str, group: typer.Typer = app) -> Callable[[F], F]:
         command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         command.__annotations__ = {}
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        group.command(name)(command)
+        group.command(name, cls=cls)(command)
         return function
 
     return register

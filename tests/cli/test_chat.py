@@ -78,7 +78,8 @@ def test_set_and_stats(command, fake):
 
 @pytest.mark.parametrize(("line", "words"), [
     ("/dance", ["/dance", "/help"]),
-    ("/image x.png", ["/image", "text only"]),
+    ("/image no-such.png", ["no-such.png", "No such file"]),
+    ("/audio", ["name a file", "/audio FILE"]),
     ("/voice Ethan", ["/voice", "text only"]),
     ("/set colour red", ["colour"]),
     ("/set top_k many", ["top_k", "whole number"]),

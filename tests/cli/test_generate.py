@@ -96,7 +96,7 @@ def test_a_terminal_without_a_prompt_is_an_error(fake, monkeypatch, capsys):
     (["-p", "hi", "-f", "x.txt"], ["-p", "-f"]),
     (["-f", "no-such.txt"], ["no-such.txt"]),
     (["-p", "hi", "--raw", "--system", "x"], ["--raw", "--system"]),
-    (["-p", "hi", "--image", "x.png"], ["--image", "text only"]),
+    (["-p", "hi", "--image", "no-such.png"], ["no-such.png", "No such file"]),
     (["-p", "hi", "--speech", "x.wav"], ["--speech", "text only"]),
     (["-p", "hi", "--voice", "Ethan"], ["voice", "text only"]),
     (["-p", "hi", "--logprobs", "129"], ["logprobs", "129"]),
