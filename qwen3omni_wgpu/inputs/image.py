@@ -19,13 +19,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from qwen3omni_wgpu.errors import InvalidModelFile, InvalidRequest
-from qwen3omni_wgpu.inputs.sources import Access, Blob, Source, open_source
+from qwen3omni_wgpu.inputs.sources import DEFAULT_ACCESS, Access, Blob, Source, open_source
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Grid = tuple[int, int, int]
 
-FILES = Access()
 MAX_SOURCE_PIXELS = 1 << 27  # 134 million: the largest cameras have 102, decoded they take 0.5 GB
 _LONGEST = 200  # times the shorter side; the reference's limit
 _PREFIX = "clip.vision."
@@ -244,7 +243,7 @@ def load_image(
     source: Source | Image.Image | Bytes,
     rules: PictureRules,
     *,
-    access: Access = FILES,
+    access: Access = DEFAULT_ACCESS,
     max_source_pixels: int = MAX_SOURCE_PIXELS,
 ) -> Picture:
     """A picture of any common kind and mode, upright by its EXIF data, on white where it is transparent, resized.
@@ -261,7 +260,7 @@ def load_image(
 
 
 def decode(
-    source: Source | Image.Image | Bytes, *, access: Access = FILES, max_source_pixels: int = MAX_SOURCE_PIXELS
+    source: Source | Image.Image | Bytes, *, access: Access = DEFAULT_ACCESS, max_source_pixels: int = MAX_SOURCE_PIXELS
 ) -> tuple[Image.Image, str]:
     """The picture in RGB, upright and in full size, and its name for messages. Else as `load_image`."""
     if isinstance(source, np.ndarray):
