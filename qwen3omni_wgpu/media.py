@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,11 +29,9 @@ from qwen3omni_wgpu.inputs.placeholders import (
 from qwen3omni_wgpu.inputs.prompt import MediaRows, Prompt
 from qwen3omni_wgpu.inputs.sources import Access
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
+from qwen3omni_wgpu.inputs.video import Video, load_video
 from qwen3omni_wgpu.messages import Given
 from qwen3omni_wgpu.resident import Resident
-
-if TYPE_CHECKING:
-    from qwen3omni_wgpu.inputs.video import Video
 
 # Encoded media that are kept for the next turn, in bytes; a minute of sound takes 6 MB, a large picture 100 MB or more.
 KEPT_BYTES = 512 << 20
@@ -97,9 +95,12 @@ class Media:
             return self.clip(given.source)
         if given.kind == "image":
             return load_image(given.source, self.rules, access=self.access)
-        from qwen3omni_wgpu.inputs.video import load_video
-
-        return load_video(given.source, self.rules, front=self.front, access=self.access, **options)
+        sound = options.pop("sound", False)
+        apart = not (sound is None or isinstance(sound, bool))
+        from_file = False if apart else sound
+        front = None if from_file is False else self.front
+        video = load_video(given.source, self.rules, sound=from_file, front=front, access=self.access, **options)
+        return video.with_sound(self.clip(sound)) if apart else video
 
     def clip(self, source: Any, sampling_rate: int | None = None) -> AudioClip:
         """Sound from a file, or from an array of samples at a rate (an array without one: at the model's own)."""
@@ -193,10 +194,10 @@ class Media:
         if key not in self._encoded:
             data = medium.data = medium.data or self._load(medium.given)
             if which == "visual":
-                assert not isinstance(data, AudioClip)
+                assert isinstance(data, Picture | Video)
                 self._encoded[key] = yield from self.see(data)
             else:
-                clip = data if isinstance(data, AudioClip) else data.audio
+                clip = data.audio if isinstance(data, Video) else data
                 assert isinstance(clip, AudioClip)
                 self._encoded[key] = ((yield from self.hear(clip)), None)
         self._encoded.move_to_end(key)
@@ -231,6 +232,8 @@ def _identity(given: Given) -> Hashable | None:
     """What a local file was when it was read; None for other sources."""
     if not isinstance(given.source, str | os.PathLike):
         return None
+    if not all(isinstance(value, bool | int | float | None) for _, value in given.options):
+        return None  # a sound track of its own
     path = Path(given.source)
     try:
         status = path.stat()

@@ -160,11 +160,8 @@ class Omni:
             raise UnsupportedModel(_NO_SPEECH)
         engine = self._ready()
         settings = (config or GenerationConfig()).resolved(self.file.metadata)
-        given = (
-            [("image", one) for one in images] + [("audio", one) for one in audio] + [("video", one) for one in video]
-        )
         start = time.perf_counter()
-        ids, media = self._question(prompt, settings.raw, given)
+        ids, media = self._question(prompt, settings.raw, _given(images, audio, video))
         made, expanded = self._media.prompt(ids, media) if media else (Prompt.text(ids), None)
         if len(made) > engine.ctx_size:
             long = "".join(f", {medium.name} {medium.n_tokens}" for medium in media)
@@ -203,9 +200,16 @@ class Omni:
             raise InvalidRequest("the prompt is empty")
         return ids, self._media.read(media)
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Logits after every position of a fresh context: float32 [N, V]. InvalidRequest when N exceeds the context."""
-        return self._ready().logits(self.tokenize(list(token_ids)))
+    def logits(
+        self, prompt: Question, *, images: Sequence[Any] = (), audio: Sequence[Any] = (), video: Sequence[Any] = ()
+    ) -> np.ndarray:
+        """Logits after every position of a fresh context: float32 [N, V]. Arguments and errors: see `generate`."""
+        engine = self._ready()
+        ids, media = self._question(prompt, False, _given(images, audio, video))
+        made, expanded = self._media.prompt(ids, media) if media else (Prompt.text(ids), None)
+        if expanded is not None:
+            made = self._alone(self._media.encode(made, expanded, media, 0))
+        return engine.logits(made)
 
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation that remembers its turns and keeps their KV cache."""
@@ -331,6 +335,11 @@ class Omni:
         if self._busy:
             raise InvalidRequest("another answer is still being written; finish or close its stream first")
         self._busy = True
+
+
+def _given(images: Sequence[Any], audio: Sequence[Any], video: Sequence[Any]) -> list[tuple[str, Any]]:
+    kinds = (("image", images), ("audio", audio), ("video", video))
+    return [(kind, source) for kind, sources in kinds for source in sources]
 
 
 def _reporter(

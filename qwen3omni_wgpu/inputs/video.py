@@ -59,6 +59,10 @@ class Video:
         """Rows start to stop of the reference's pixel_values_videos; see `patch_rows`."""
         return patch_rows(self.frames, start, stop, self.rules)
 
+    def with_sound(self, clip: AudioClip) -> Video:
+        """The same pictures with this sound."""
+        return _video(self.frames, self.rules, self.seconds_per_grid, clip, self.name)
+
     def __repr__(self) -> str:
         return f"Video({self.name!r}, {self.frames.shape})"
 
