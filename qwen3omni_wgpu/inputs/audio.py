@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -25,6 +24,7 @@ _RATES = (1000, 1_000_000)  # Hz; the headers of broken files say anything
 _LOUDEST = 2.0**31  # 32-bit samples that were never scaled; the squares of more would leave float32
 _BLOCK = 1 << 18  # samples of all channels that are read at once
 _FRAMES = 1024  # mel frames that are computed at once
+_MALFORMED = 3  # libsndfile's code for a format that it knows, broken
 _UNKNOWN = 1 << 62  # what libsndfile says for a stream of unknown length is larger
 
 
@@ -205,14 +205,33 @@ def load_audio(
         if lost := cut_off(file):
             raise _incomplete(blob.name, lost)
         try:
-            # Only what it needs: the name would make libsndfile guess formats, and take .raw for headerless samples.
-            reader = soundfile.SoundFile(
-                SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore
-            )
+            reader = soundfile.SoundFile(_Unnamed(file))  # type: ignore[arg-type]
         except soundfile.LibsndfileError as error:
+            if error.code == _MALFORMED:
+                raise _incomplete(blob.name, _reason(error)) from error
             raise _no_sound(blob.name, file, error) from error
+        reader.seekable = lambda: False  # else it seeks after every block, which fails where no end is announced
         with closing(reader):
             return _read(reader, blob.name, front, max_seconds)
+
+
+class _Unnamed:
+    """A file as libsndfile needs it: without a name, which would make it guess formats; and seeking never raises.
+
+    Damaged headers lead before the file's beginning, and cffi prints what a callback raises. libsndfile looks where it
+    came to, and says so itself.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+        self.readinto = file.readinto  # type: ignore[attr-defined] - every binary file has it
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return self._file.tell()
 
 
 def _read(reader: "soundfile.SoundFile", name: str, front: AudioFrontEnd, max_seconds: float) -> AudioClip:
@@ -231,8 +250,7 @@ def _read(reader: "soundfile.SoundFile", name: str, front: AudioFrontEnd, max_se
             builder.add(block)
             frames += len(block)
     except soundfile.LibsndfileError as error:
-        at = f"it cannot be decoded after {frames / reader.samplerate:.1f} s, {_reason(error)}"
-        raise _incomplete(name, at) from error
+        raise _incomplete(name, f"decoding fails: {_reason(error)}") from error
     # MP3 is left out: without a table of contents its length is an estimate.
     if frames < promised < _UNKNOWN and reader.format != "MP3":
         rate = reader.samplerate
