@@ -346,6 +346,27 @@ def test_save_and_load(make, tmp_path):
     assert other.send("you?").text == "world"
 
 
+def test_a_saved_chat_names_its_media(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chat = make().chat()
+    parts = [{"type": "image", "image": "a.png"}, {"type": "audio", "audio": tmp_path / "b.wav"}]
+    parts += [{"type": "video", "video": "https://x/c.mp4", "sound": True}, {"type": "text", "text": "hi"}]
+    chat.messages = [{"role": "user", "content": parts}]
+    chat.save("x.json")
+    monkeypatch.chdir("/")
+    other = make().chat()
+    other.load(tmp_path / "x.json")
+    assert other.messages[0]["content"] == [
+        {"type": "image", "image": str(tmp_path / "a.png")},
+        {"type": "audio", "audio": str(tmp_path / "b.wav")},
+        *parts[2:],
+    ]
+    chat.messages = [{"role": "user", "content": [{"type": "image", "image": np.zeros((2, 2, 3), np.uint8)}]}]
+    with pytest.raises(InvalidRequest, match="image that came from memory"):
+        chat.save(tmp_path / "y.json")
+    assert not (tmp_path / "y.json").exists()
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"messages": 3}', '{"messages": [3]}', '{"messages": [{"role": "user"}]}']
 )
