@@ -43,9 +43,8 @@ def make(tiny_llama):
         eos = [min(tokenizer.eos_ids)] if ended else []
         engine = FakeEngine([tokenizer.encode(text) + eos for text in answers], **settings)
         device = SimpleNamespace(info=SimpleNamespace(name="fake", software=True), close=lambda: None)
-        return Omni(
-            Resident(device, ModelParts(file.path, {"thinker": lambda: file}), lambda runner: engine), tokenizer, load_s=1.5
-        )
+        parts = ModelParts(file.path, {"thinker": lambda: file})
+        return Omni(Resident(device, parts, lambda runner: engine), tokenizer, load_s=1.5)
 
     return build
 
@@ -187,7 +186,7 @@ def test_a_prompt_longer_than_the_context(make):
 
 @pytest.mark.parametrize("media", ["images", "audio", "video"])
 def test_a_model_of_text_alone_refuses_media(make, media):
-    with pytest.raises(UnsupportedModel, match="tiny.gguf is a model of text alone"):
+    with pytest.raises(UnsupportedModel, match=r"tiny\.gguf is a model of text alone"):
         make().generate("hi", **{media: ["x"]})
 
 
