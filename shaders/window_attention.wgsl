@@ -1,7 +1,7 @@
 // o = softmax(q k^T * SCALE) v without a causal mask, inside windows: the queries of a tile see all keys of its range.
-// One workgroup of 8 x 8 threads a (tile, head), 64 queries: 32 keys at a time, 8 x 4 scores a thread; then one row of
-// scores a thread for the running maximum and sum (Milakov and Gimelshein's online softmax); then 8 queries x EACH
-// fours of the output a thread.
+// One workgroup of 8 x TALL threads a (tile, head), QUERIES queries: 32 keys at a time, ROWS x 4 scores a thread; then
+// one row of scores a thread for the running maximum and sum (Milakov and Gimelshein's online softmax, powers of two);
+// then ROWS queries x EACH fours of the output a thread. What several threads read lies in the cache closest to them.
 // q is [N, H * HD], keys and values [S, H * HD] in float32, or float16 two to a word.
 // Bindings: q, keys, values, tiles (first query, count, first key, end of keys), state, o.
 // Called by ops/attention_windows.py.
@@ -38,20 +38,22 @@ fn value_four(i: u32) -> vec4<f32> {
 
 const FOURS: u32 = HD / 4u;
 const SIDE: u32 = 8u;
-const ROWS: u32 = QUERIES / SIDE; // queries of a thread
+const TALL: u32 = QUERIES / ROWS;
+const WG: u32 = SIDE * TALL;
 const COLUMNS: u32 = 4u; // keys of a thread
 const KEYS: u32 = SIDE * COLUMNS;
 const LOWEST: f32 = -3.0e38;
 const LOG2_E: f32 = 1.44269504;
 const_assert HD % 4u == 0u;
-const_assert QUERIES == SIDE * SIDE; // a thread a row of scores
+const_assert QUERIES % ROWS == 0u;
+const_assert WG >= QUERIES; // a thread a row of scores
 const_assert EACH * SIDE >= FOURS;
 
 var<workgroup> scores: array<vec4<f32>, QUERIES * SIDE>; // column c of thread x is component c of four x
 var<workgroup> shrink: array<f32, QUERIES>;
 var<workgroup> sums_of: array<f32, QUERIES>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
     let tile = tiles[group.x];
     let head = group.y;
@@ -64,7 +66,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var query: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         // Queries past the end repeat the last one; they are not written.
-        query[r] = ((tile.x + min(r * SIDE + y, count - 1u)) * H + head) * FOURS;
+        query[r] = ((tile.x + min(r * TALL + y, count - 1u)) * H + head) * FOURS;
     }
     var sums = array<vec4<f32>, ROWS * EACH>();
     var highest = LOWEST;
@@ -91,27 +93,29 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let at = r * COLUMNS;
             let four = vec4<f32>(dots[at], dots[at + 1u], dots[at + 2u], dots[at + 3u]) * (SCALE * LOG2_E);
             let places = first + x * COLUMNS + vec4<u32>(0u, 1u, 2u, 3u);
-            scores[(r * SIDE + y) * SIDE + x] = select(vec4<f32>(LOWEST), four, places < vec4<u32>(tile.w));
+            scores[(r * TALL + y) * SIDE + x] = select(vec4<f32>(LOWEST), four, places < vec4<u32>(tile.w));
         }
         workgroupBarrier();
-        var most = scores[tid * SIDE];
-        for (var i = 1u; i < SIDE; i++) {
-            most = max(most, scores[tid * SIDE + i]);
+        if (tid < QUERIES) {
+            var most = scores[tid * SIDE];
+            for (var i = 1u; i < SIDE; i++) {
+                most = max(most, scores[tid * SIDE + i]);
+            }
+            let largest = max(highest, max(max(most.x, most.y), max(most.z, most.w)));
+            var added = vec4<f32>(0.0);
+            for (var i = 0u; i < SIDE; i++) {
+                let four = exp2(scores[tid * SIDE + i] - largest);
+                scores[tid * SIDE + i] = four;
+                added += four;
+            }
+            let factor = exp2(highest - largest);
+            highest = largest;
+            total = total * factor + (added.x + added.y) + (added.z + added.w);
+            shrink[tid] = factor;
         }
-        let largest = max(highest, max(max(most.x, most.y), max(most.z, most.w)));
-        var added = vec4<f32>(0.0);
-        for (var i = 0u; i < SIDE; i++) {
-            let four = exp2(scores[tid * SIDE + i] - largest);
-            scores[tid * SIDE + i] = four;
-            added += four;
-        }
-        let factor = exp2(highest - largest);
-        highest = largest;
-        total = total * factor + (added.x + added.y) + (added.z + added.w);
-        shrink[tid] = factor;
         workgroupBarrier();
         for (var r = 0u; r < ROWS; r++) {
-            let factor_of_row = shrink[r * SIDE + y];
+            let factor_of_row = shrink[r * TALL + y];
             for (var e = 0u; e < EACH; e++) {
                 sums[r * EACH + e] *= factor_of_row;
             }
@@ -119,7 +123,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < SIDE; i++) {
             var fours: array<vec4<f32>, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                fours[r] = scores[(r * SIDE + y) * SIDE + i];
+                fours[r] = scores[(r * TALL + y) * SIDE + i];
             }
             let place = first + i * COLUMNS + vec4<u32>(0u, 1u, 2u, 3u);
             let row = (min(place, vec4<u32>(tile.w - 1u)) * H + head) * FOURS;
@@ -142,10 +146,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    sums_of[tid] = total;
+    if (tid < QUERIES) {
+        sums_of[tid] = total;
+    }
     workgroupBarrier();
     for (var r = 0u; r < ROWS; r++) {
-        let mine = r * SIDE + y;
+        let mine = r * TALL + y;
         for (var e = 0u; e < EACH; e++) {
             if (mine < count && e * SIDE + x < FOURS) {
                 o[((tile.x + mine) * H + head) * FOURS + e * SIDE + x] = sums[r * EACH + e] / sums_of[mine];
