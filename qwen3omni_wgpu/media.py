@@ -22,7 +22,6 @@ from qwen3omni_wgpu.inputs.placeholders import (
     MediaTokens,
     Part,
     VideoPart,
-    audio_tokens,
     expand,
     image_tokens,
 )
@@ -128,7 +127,7 @@ class Media:
 
     def _audio_tokens(self, clip: AudioClip) -> int:
         frames = len(clip.samples) // self.front.hop_length
-        return audio_tokens(frames, self._resident.audio_config().n_window)
+        return self._resident.audio_config().n_tokens(frames)
 
     @property
     def front(self) -> AudioFrontEnd:
