@@ -72,13 +72,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var highest = LOWEST;
     var total = 0.0;
     for (var first = tile.z; first < tile.w; first += KEYS) {
-        var key: array<u32, COLUMNS>;
+        var key = array<u32, COLUMNS>();
         for (var c = 0u; c < COLUMNS; c++) {
             key[c] = (min(first + x * COLUMNS + c, tile.w - 1u) * H + head) * FOURS;
         }
         var dots = array<f32, ROWS * COLUMNS>();
         for (var i = 0u; i < FOURS; i++) {
-            var fours: array<vec4<f32>, COLUMNS>;
+            var fours = array<vec4<f32>, COLUMNS>();
             for (var c = 0u; c < COLUMNS; c++) {
                 fours[c] = key_four(key[c] + i);
             }
@@ -121,7 +121,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         for (var i = 0u; i < SIDE; i++) {
-            var fours: array<vec4<f32>, ROWS>;
+            var fours = array<vec4<f32>, ROWS>();
             for (var r = 0u; r < ROWS; r++) {
                 fours[r] = scores[(r * TALL + y) * SIDE + i];
             }
