@@ -9,7 +9,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -63,7 +64,7 @@ _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # premultiplied -> straight alpha
 _WHITE = (255, 255, 255, 255)
 _STRIP = 1 << 22  # pixels of a picture with alpha that are put on white at a time
 
-_opening = threading.Lock()
+_silence = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -300,9 +301,7 @@ def _identify(file: BinaryIO, blob: Blob, max_source_pixels: int) -> Image.Image
     Image.init()
     kinds = [kind for kind in _FORMATS if kind in Image.OPEN]
     try:
-        # Pillow warns of large pictures; ours is the limit. Filters of warnings belong to all threads, hence the lock.
-        with _opening, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():  # Pillow warns of large pictures, but the limit is ours
             image = Image.open(file, formats=kinds)
     except Image.DecompressionBombError as error:
         raise InvalidRequest(f"{blob.name}: has far more pixels than Pillow decodes; make it smaller first") from error
@@ -311,6 +310,14 @@ def _identify(file: BinaryIO, blob: Blob, max_source_pixels: int) -> Image.Image
     except _DAMAGE as error:
         raise _damaged(blob.name, error) from error
     return image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings. Their filters belong to all threads, hence the lock."""
+    with _silence, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _damaged(name: str, error: BaseException) -> InvalidRequest:
@@ -338,7 +345,8 @@ def _rgb(image: Image.Image, name: str, max_source_pixels: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned and mirrored as the EXIF data say. Unreadable EXIF data say nothing: the pixels are sound."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        with _quiet():
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except _DAMAGE:
         return image
     return image if turn is None else image.transpose(turn)
