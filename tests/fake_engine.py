@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from qwen3omni_wgpu.inputs.prompt import Prompt
+
 
 class FakeEngine:
     """Keeps a KV cache of token ids as the real engine does, and answers with `script`, one list of ids an answer.
@@ -44,13 +46,13 @@ class FakeEngine:
     def feed(self, prompt, stop) -> None:
         self.prefill(prompt.ids[len(self.tokens) : stop])
 
-    def logits(self, ids) -> np.ndarray:
+    def logits(self, prompt) -> np.ndarray:
         """Bigram logits that depend on the token alone, so every test can say what they are."""
-        return np.stack([np.sin(np.arange(self.model.config.vocab_size) * (token + 1)) * 3 for token in ids]).astype(
-            np.float32
-        )
+        steps = np.arange(self.model.config.vocab_size)
+        return np.stack([np.sin(steps * (token + 1)) * 3 for token in _prompt(prompt).ids]).astype(np.float32)
 
     def generate(self, prompt, config, eos_ids) -> Iterator[SimpleNamespace]:
+        prompt = _prompt(prompt)
         ids = prompt.ids
         del self.tokens[self.cached(prompt) :]
         run = ids[len(self.tokens) :]
@@ -72,3 +74,7 @@ class FakeEngine:
         except GeneratorExit:
             self.closed_early = True
             raise
+
+
+def _prompt(prompt: Sequence[int] | Prompt) -> Prompt:
+    return prompt if isinstance(prompt, Prompt) else Prompt.text(prompt)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from math import prod
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,6 +15,7 @@ import typer
 
 from qwen3omni_wgpu import __version__
 from qwen3omni_wgpu.cli import tables
+from qwen3omni_wgpu.cli.bench_media import MediaTest, measured, media_tests
 from qwen3omni_wgpu.cli.measure import bytes_per_token, copy_rate
 from qwen3omni_wgpu.cli.session import note, opened, set_up_logging
 from qwen3omni_wgpu.cli.tables import Row
@@ -34,6 +36,11 @@ _COLUMNS = {
     "GB/s": lambda row: "" if row["gbps"] is None else f"{row['gbps']:.2f}",
     "% peak": lambda row: "" if row["pct_peak"] is None else f"{row['pct_peak']:.1f}",
 }
+_MEDIA_COLUMNS = {
+    "ms": lambda row: f"{row['avg_ns'] / 1e6:.1f}",
+    "speed": lambda row: _speed(row),
+    "GFLOP/s": lambda row: "" if row["gflops"] is None else f"{row['gflops']:.1f}",
+}
 _OP_COLUMNS = {
     "op": lambda row: f"{row['op']:<64}",
     "us": lambda row: f"{row['seconds'] * 1e6:10.1f}",
@@ -51,6 +58,9 @@ def bench(
     prompt: Annotated[str, typer.Option("-p", "--n-prompt", metavar="LIST", help="prompt lengths; 0 = none")] = "512",
     gen: Annotated[str, typer.Option("-n", "--n-gen", metavar="LIST", help="answer lengths; 0 = none")] = "128",
     depth: Annotated[str, typer.Option("-d", "--n-depth", metavar="LIST", help="tokens in the KV cache before")] = "0",
+    media: Annotated[
+        str, typer.Option("--media", metavar="LIST", help="towers, such as aud30,img1024: seconds of sound, pixels")
+    ] = "",
     repeat: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="measurements of each")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="md, json, jsonl or csv")] = "md",
     match: Annotated[str, typer.Option("-k", metavar="REGEX", help="bench ops: only cases that match")] = "",
@@ -68,8 +78,10 @@ def bench(
     if what is not None:
         raise InvalidRequest(f"bench measures a model (-m) or `ops`, not {what!r}")
     prompts, gens, depths = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
+    towers = media_tests(media)
     with opened(_with_context(common, prompts, gens, depths)) as omni:
-        tables.write(_rows(omni, prompts, gens, depths, repeat), form, _COLUMNS)
+        rows = chain(_rows(omni, prompts, gens, depths, repeat), _media_rows(omni, towers, repeat))
+        tables.write(rows, form, _COLUMNS | _MEDIA_COLUMNS if towers else _COLUMNS)
     return 0
 
 
@@ -97,17 +109,44 @@ def _rows(omni: "Omni", prompts: list[int], gens: list[int], depths: list[int], 
 
 
 def _row(about: Row, omni: "Omni", peak: float, depth: int, n_prompt: int, n_gen: int, seconds: list[float]) -> Row:
-    rates = [(n_prompt or n_gen) / s for s in seconds]
+    times = _times(n_prompt or n_gen, seconds)
     gbps = None
     if n_gen:  # a prompt reads the weights once for many tokens: GB/s would say nothing
         read = bytes_per_token(omni.file, omni.engine.model.config, depth + n_gen / 2, omni.engine.kv_type)
-        gbps = mean(rates) * read / 1e9
+        gbps = times["avg_ts"] * read / 1e9
     test = (f"pp{n_prompt}" if n_prompt else f"tg{n_gen}") + (f" @ d{depth}" if depth else "")
-    return about | {
-        "test": test,
-        "n_prompt": n_prompt,
-        "n_gen": n_gen,
-        "n_depth": depth,
+    asked = {"test": test, "n_prompt": n_prompt, "n_gen": n_gen, "n_depth": depth}
+    rates = {"gbps": gbps, "peak_gbps": peak, "pct_peak": None if gbps is None else 100 * gbps / peak}
+    return about | asked | times | rates | {"n_media": 0, "real_time": None, "patches_ts": None, "gflops": None}
+
+
+def _media_rows(omni: "Omni", tests: list[MediaTest], repeat: int) -> Iterator[Row]:
+    """t/s are embeddings a second. real_time: seconds of sound in a second; patches_ts: patches of a picture."""
+    for found in measured(omni, tests, repeat):
+        rate = mean(1 / s for s in found.seconds)
+        yield (
+            _about(omni)
+            | {"test": found.test.name, "n_prompt": 0, "n_gen": 0, "n_depth": 0}
+            | _times(found.tokens, found.seconds)
+            | {"gbps": None, "peak_gbps": None, "pct_peak": None, "n_media": found.tokens}
+            | {
+                "real_time": found.test.size * rate if found.patches is None else None,
+                "patches_ts": None if found.patches is None else found.patches * rate,
+                "gflops": found.flops * rate / 1e9,
+            }
+        )
+
+
+def _speed(row: Row) -> str:
+    if row["real_time"] is not None:
+        return f"{row['real_time']:.2f} x real time"
+    return "" if row["patches_ts"] is None else f"{row['patches_ts']:.0f} patches/s"
+
+
+def _times(tokens: int, seconds: list[float]) -> Row:
+    """How long each measurement took, and tokens a second."""
+    rates = [tokens / s for s in seconds]
+    return {
         "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": int(mean(seconds) * 1e9),
         "stddev_ns": int(_spread(seconds) * 1e9),
@@ -115,9 +154,6 @@ def _row(about: Row, omni: "Omni", peak: float, depth: int, n_prompt: int, n_gen
         "stddev_ts": _spread(rates),
         "samples_ns": [int(s * 1e9) for s in seconds],
         "samples_ts": rates,
-        "gbps": gbps,
-        "peak_gbps": peak,
-        "pct_peak": None if gbps is None else 100 * gbps / peak,
     }
 
 

@@ -2,14 +2,19 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
 from qwen3omni_wgpu.cli import bench
+from qwen3omni_wgpu.cli.bench_media import audio_flops, vision_flops
 from qwen3omni_wgpu.cli.measure import bytes_per_token
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.models.config import kv_bytes_per_token, text_config
+from qwen3omni_wgpu.omni import Omni
+from qwen3omni_wgpu.resident import Resident
 
 
 @pytest.fixture
@@ -83,6 +88,105 @@ def test_markdown(benched):
 def test_the_context_is_as_long_as_the_longest_test(fake, benched, monkeypatch):
     _, engine = benched("-p", "16,64", "-n", "8", "-d", "0,100", "-r", "1", "-o", "json")
     assert engine.ctx_size == 164
+
+
+# Towers -----------------------------------------------------------------------------------------------------------
+
+AUDIO = {
+    "embedding_length": 48, "feed_forward_length": 40, "downsample_hidden_size": 5, "n_window": 50, "hop_length": 160,
+    "num_mel_bins": 24, "n_window_infer": 200, "block_count": 2, "projection_dim": 56,
+}  # fmt: skip
+VISION = {
+    "embedding_length": 48, "feed_forward_length": 40, "projection_dim": 56, "block_count": 3, "in_channels": 3,
+    "temporal_patch_size": 2, "patch_size": 16, "spatial_merge_size": 2, "deepstack_visual_indexes": [0, 2],
+}  # fmt: skip
+TOWERS = {f"clip.audio.{key}": value for key, value in AUDIO.items()}
+TOWERS |= {f"clip.vision.{key}": value for key, value in VISION.items()}
+
+
+@pytest.fixture
+def towers(benched, monkeypatch):
+    """towers(*args): bench of a model that has towers; and everything they were given."""
+    given = []
+
+    def encode_audio(self, samples, rate):
+        given.append(samples)
+        assert rate == 16000
+        return np.zeros((len(samples) // 1600, 8), np.float32)
+
+    def encode_image(self, picture):
+        given.append(np.asarray(picture))
+        tokens = picture.width * picture.height // 1024
+        return np.zeros((tokens, 8), np.float32), np.zeros((2, tokens, 8), np.float32)
+
+    monkeypatch.setattr(Omni, "encode_audio", encode_audio, raising=False)
+    monkeypatch.setattr(Omni, "encode_image", encode_image, raising=False)
+    part = Resident.part if hasattr(Resident, "part") else None
+    mmproj = SimpleNamespace(metadata=TOWERS)
+    monkeypatch.setattr(Resident, "part", lambda self, name: mmproj if name == "mmproj" else part(self, name))
+
+    def call(*args):
+        return benched(*args)[0].out, given
+
+    return call
+
+
+def test_towers(towers):
+    out, given = towers("-p", "0", "-n", "0", "--media", "aud2,img64", "-r", "3", "-o", "json")
+    sound, picture = json.loads(out)
+    assert (sound["test"], sound["n_media"], sound["patches_ts"]) == ("aud2", 20, None)
+    assert (picture["test"], picture["n_media"], picture["real_time"]) == ("img64", 4, None)
+    for row, work in ((sound, audio_flops(TOWERS, 200)), (picture, vision_flops(TOWERS, 1, 16))):
+        rates = [1e9 / ns for ns in row["samples_ns"]]
+        assert len(rates) == 3
+        rate = sum(rates) / 3
+        assert row["gflops"] == pytest.approx(work * rate / 1e9, rel=1e-2)  # nanoseconds are whole ones
+        assert row["avg_ts"] == pytest.approx(row["n_media"] * rate, rel=1e-2)
+        wanted = 2 * rate if row is sound else 16 * rate
+        assert (row["real_time"] or row["patches_ts"]) == pytest.approx(wanted, rel=1e-2)
+    assert len(given) == 2 * 4  # and a first run of each that is not counted
+
+
+def test_towers_never_get_the_same_twice(towers):
+    _, given = towers("-p", "0", "-n", "0", "--media", "aud1,img96", "-r", "2", "-o", "json")
+    sounds, pictures = given[:3], given[3:]
+    assert all(samples.shape == (16000,) and samples.dtype == np.float32 for samples in sounds)
+    assert all(0.1 < np.abs(samples).max() < 1 for samples in sounds)
+    assert all(pixels.shape == (96, 96, 3) and pixels.dtype == np.uint8 for pixels in pictures)
+    for group in (sounds, pictures):
+        assert len({values.tobytes() for values in group}) == 3
+
+
+def test_towers_in_markdown(towers):
+    lines = towers("-p", "16", "-n", "0", "--media", "aud1,img64", "-r", "1")[0].splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[-4:-1]] == ["ms", "speed", "GFLOP/s"]
+    assert "pp16" in lines[2]
+    assert "real time" not in lines[2]
+    assert "aud1" in lines[3]
+    assert "x real time" in lines[3]
+    assert "img64" in lines[4]
+    assert "patches/s" in lines[4]
+
+
+def test_towers_are_measured_only_when_asked_for(towers):
+    out, given = towers("-p", "16", "-n", "4", "-r", "1", "-o", "csv")
+    assert len(out.splitlines()) == 3
+    assert given == []
+
+
+@pytest.mark.parametrize("media", ["aud", "img0", "aud30,", "vid30", "aud30 img64", "aud1000000"])
+def test_media_that_are_no_tests(command, fake, media):
+    model = fake()
+    command("bench", "--media", media).failed_with("--media", media, "aud30,img1024")
+    assert model.loads == []
+
+
+def test_work_of_the_towers():
+    """torch's count for transformers' towers of these sizes, see tests/oracle/test_tower_flops.py."""
+    assert audio_flops(TOWERS, 137) == 1_559_700
+    assert vision_flops(TOWERS, 3, 24) == 22_394_880
+    assert audio_flops(TOWERS, 6 * 200) == 6 * audio_flops(TOWERS, 200)  # windows know nothing of each other
+    assert vision_flops(TOWERS, 6, 24) == 2 * vision_flops(TOWERS, 3, 24)
 
 
 def test_bytes_per_token(tmp_path):
