@@ -35,9 +35,12 @@ def frame_sizes(height: int, width: int, least: int, most: int) -> tuple[int, in
 
 
 def sampled(total: int, rate: float, fps: float) -> list[int]:
-    """Indices of the frames that are taken of `total` with `rate` a second."""
+    """Indices of the frames that are taken of `total` with `rate` a second.
+
+    torch.arange gives one more, past the last frame, where its step was rounded down.
+    """
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
-    return video_processor().sample_frames(metadata, fps=fps).tolist()
+    return [i for i in video_processor().sample_frames(metadata, fps=fps).tolist() if i < total]
 
 
 def frame_limit(count: int) -> int:
