@@ -27,7 +27,7 @@ _REST = 1.0  # seconds: no window is shorter, unless the whole sound is
 # Nobody speaks faster, in tokens of any language; a model that has lost its way repeats itself without end.
 _TOKENS_PER_SECOND, _TOKENS_MORE = 20, 32
 
-# The languages that Qwen3-Omni's model card lists for speech input, by ISO 639.
+# The languages that Qwen3-Omni's model card names for speech input, by their ISO 639 codes.
 LANGUAGES = {
     "ar": "Arabic",
     "de": "German",
@@ -42,7 +42,6 @@ LANGUAGES = {
     "nl": "Dutch",
     "pt": "Portuguese",
     "ru": "Russian",
-    "th": "Thai",
     "tr": "Turkish",
     "ur": "Urdu",
     "vi": "Vietnamese",
@@ -174,8 +173,7 @@ def windows(clip: AudioClip, seconds: float = WINDOW) -> list[tuple[int, int]]:
     A window ends in the quietest place of its last seconds, so that words stay whole. InvalidRequest for lengths that
     make no sense.
     """
-    if not _WINDOWS[0] <= seconds <= _WINDOWS[1]:
-        raise InvalidRequest(f"a window of {seconds:g} s is not possible; give {_WINDOWS[0]:g} to {_WINDOWS[1]:g} s")
+    check_window(seconds)
     rate, total = clip.sampling_rate, len(clip.samples)
     step = max(1, round(_STEP * rate))
     longest = int(seconds * rate) // step * step
@@ -190,6 +188,12 @@ def windows(clip: AudioClip, seconds: float = WINDOW) -> list[tuple[int, int]]:
         found.append((start, stop))
         start = stop
     return [*found, (start, total)]
+
+
+def check_window(seconds: float) -> None:
+    """InvalidRequest for a length of windows that makes no sense."""
+    if not _WINDOWS[0] <= seconds <= _WINDOWS[1]:
+        raise InvalidRequest(f"a window of {seconds:g} s is not possible; give {_WINDOWS[0]:g} to {_WINDOWS[1]:g} s")
 
 
 def _quietest(samples: Samples, step: int, length: int) -> int:
@@ -220,14 +224,14 @@ def _wide(character: str) -> bool:
 
 
 def _summed(answers: list[dict[str, float]], duration: float, seconds: float) -> dict[str, float]:
+    """Timings of all answers as one: loading once, sums of counts and seconds, and rates weighted by their seconds."""
     total: dict[str, float] = {}
     for timings in answers:
         for key, value in timings.items():
-            if key == "load_s":
-                total[key] = value
-            elif not key.endswith("_per_second"):
-                total[key] = total.get(key, 0.0) + value
-    for phase in ("prompt", "predicted"):
-        if (time_taken := total.get(f"{phase}_s", 0.0)) > 0:
-            total[f"{phase}_per_second"] = total[f"{phase}_n"] / time_taken
+            if key.endswith("_per_second"):
+                value *= timings.get(key.replace("_per_second", "_s"), 0.0)
+            total[key] = value if key == "load_s" else total.get(key, 0.0) + value
+    for key in total:
+        if key.endswith("_per_second"):
+            total[key] /= total.get(key.replace("_per_second", "_s"), 0.0) or 1.0
     return total | {"total_s": seconds, "realtime": duration / seconds if seconds > 0 else 0.0}

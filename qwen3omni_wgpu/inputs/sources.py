@@ -157,7 +157,7 @@ def _from_data_uri(text: str, what: str, access: Access) -> Blob:
     kind = head[5:].split(";")[0][:40]
     name = f"the {what}'s data: URI" + (f" ({kind})" if kind.isprintable() and kind else "")
     if not access.data_uris:
-        raise InvalidRequest(f"{name}: data: URIs are not allowed here; give a file")
+        raise InvalidRequest(f"{name}: is not taken unless that is allowed (--allow-urls); give a file")
     if not comma:
         raise InvalidRequest(f"{name}: has no comma before its content; it is data:TYPE;base64,CONTENT")
     data = unquote_to_bytes(content)
