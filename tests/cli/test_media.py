@@ -152,6 +152,7 @@ def test_addresses(command, asked):
     (["--image", "https://example.org/a.png"], ["example.org/a.png", "--allow-urls"]),
     (["--image", "data:image/png;base64,AAAA"], ["data:", "not allowed"]),
     (["--audio", "no-such.wav"], ["no-such.wav", "No such file", "sound"]),
+    (["--audio", "no-such.wav", "--allow-urls"], ["no-such.wav", "No such file"]),
     (["--video", "."], ["folder", "video"]),
     (["--image", ""], ["path"]),
     (["--video", __file__, "--video-fps", "0"], ["--video-fps 0"]),
@@ -180,6 +181,16 @@ def test_media_belong_to_the_next_message(command, asked, files):
     assert questions[0] == [first]
     assert questions[1] == [first, {"role": "assistant", "content": "one"}, {"role": "user", "content": "and now?"}]
     assert f"{files['a']}: 640x480, 300 tokens" in result.err
+
+
+def test_how_a_chat_reads_media(command, asked, monkeypatch):
+    questions = asked("one")
+    monkeypatch.setattr(Omni, "check_media", lambda self, part: "read")
+    command("chat", "--allow-urls", "--video-sound", stdin="/video https://example.org/a.mp4\nlook\n")
+    assert questions[0][0]["content"][0] == part("video", "https://example.org/a.mp4", sound=True)
+    assert asked.model.loads[0][1]["allow_urls"] is True
+    command("chat", "--video-fps", "0", stdin="hi\n").failed_with("--video-fps 0")
+    assert len(asked.model.loads) == 1
 
 
 def test_clear_drops_what_waits(command, asked, files):
