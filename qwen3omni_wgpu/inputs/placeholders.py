@@ -197,8 +197,9 @@ def _pads(ids: Ints, parts: Sequence[Part], tokens: MediaTokens) -> list[int]:
 
 
 def _check(part: Part) -> None:
-    if isinstance(part, AudioPart) and part.n_tokens < 1:
-        raise InvalidRequest(f"sound of {part.n_tokens} tokens cannot stand in a prompt; it needs one at least")
+    sound = part.n_tokens if isinstance(part, AudioPart) else part.audio_tokens if isinstance(part, VideoPart) else None
+    if sound is not None and sound < 1:
+        raise InvalidRequest(f"sound of {sound} tokens cannot stand in a prompt; it needs one at least")
     if isinstance(part, VideoPart) and not 0 < part.seconds_per_grid < np.inf:
         raise InvalidRequest(f"a video's time steps cannot be {part.seconds_per_grid} seconds apart")
 

@@ -251,6 +251,7 @@ def test_image_tokens() -> None:
         ([13, 11], [PICTURE], "outside"),
         ([13, 10, 14], [SOUND], r"<\|audio_pad\|> outside <\|audio_start\|> and <\|audio_end\|>"),
         (AUDIO, [AudioPart(0)], "0 tokens"),
+        (VIDEO, [VideoPart((1, 2, 2), 1.0, 0)], "0 tokens"),
         (VIDEO, [VideoPart((1, 2, 2), 0.0)], "0.0 seconds apart"),
         (VIDEO, [VideoPart((1, 2, 2), float("nan"))], "nan seconds apart"),
         (IMAGE, [ImagePart((1, 3, 2))], "1 x 3 x 2 patches"),
