@@ -189,6 +189,13 @@ def test_things_that_are_no_sound(tmp_path, rng) -> None:
     assert "No such file" in refused(tmp_path / "none.wav")
 
 
+def test_a_header_that_leads_before_the_beginning(capfd) -> None:
+    raw = bytearray(encoded(np.zeros(2000), format="AIFF"))
+    raw[35:39] = b"\xff" * 4
+    assert "cannot be read" in refused(bytes(raw))
+    assert capfd.readouterr().err == ""  # no traceback out of a callback
+
+
 def test_sounds_that_are_too_short(rng) -> None:
     assert "0 samples" in refused(encoded(np.zeros(0, np.float32)))
     for n in (1, 2, 200):
