@@ -106,7 +106,7 @@ class Media:
         if isinstance(source, AudioClip):
             return source
         if isinstance(source, tuple) and len(source) == 2:
-            source, sampling_rate = source
+            return self.clip(source[0], source[1])
         if isinstance(source, np.ndarray | list):
             return from_waveform(np.asarray(source), sampling_rate or self.front.sampling_rate, self.front)
         return load_audio(source, self.front, access=self.access)

@@ -3,37 +3,37 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from qwen3omni_wgpu import env, hub
 from qwen3omni_wgpu.answer import answer_events
 from qwen3omni_wgpu.chat import Chat
-from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
 from qwen3omni_wgpu.events import EventStream, Progress, Reply, reply_of
-from qwen3omni_wgpu.formats.gguf import GGUFFile
-from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.image import load_image
 from qwen3omni_wgpu.inputs.placeholders import Expanded
 from qwen3omni_wgpu.inputs.prompt import Prompt
 from qwen3omni_wgpu.inputs.sources import Access
 from qwen3omni_wgpu.inputs.template import ChatTemplate
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
-from qwen3omni_wgpu.locate import hub_id, locate, type_in_name
+from qwen3omni_wgpu.loading import open_model
 from qwen3omni_wgpu.media import Media, Medium
 from qwen3omni_wgpu.messages import Given, Message, taken_apart, with_media
-from qwen3omni_wgpu.models.config import text_config, weight_bytes
-from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.resident import Resident
-from qwen3omni_wgpu.runner import Runner
 from qwen3omni_wgpu.sampler import GenerationConfig
+from qwen3omni_wgpu.transcribe import (
+    WINDOW,
+    Transcript,
+    TranscriptStream,
+    generation_settings,
+    transcribe,
+    transcript_of,
+)
 
 Question = str | Sequence[Message] | Sequence[int]
 
-DEFAULT_CONTEXT = 8192  # tokens; a model's own context length where that is smaller
 _NO_SPEECH = "speech: this version writes text only"
 
 
@@ -84,37 +84,24 @@ class Omni:
         allow_urls: media may be named by http, https and data: addresses, too, not only by files of this machine.
         Raises ModelNotFound, InvalidModelFile, UnsupportedModel, UnsupportedDevice, OutOfDeviceMemory, InvalidRequest.
         """
-        chosen = _activations(activations)
         start = time.perf_counter()
-        path = locate(model, offline=offline, progress=_reporter(progress, "pull"))
-        parts = open_parts(
-            path,
-            type=type or type_in_name(model, path),
-            config=_path(config),
-            mmproj=_path(mmproj),
-            talker=_path(talker),
-            tokenizer=tokenizer_file is None,
+        resident, tokenizer = open_model(
+            model,
+            mmproj=mmproj,
+            talker=talker,
+            config=config,
+            device=device,
+            ctx_size=ctx_size,
+            type=type,
+            activations=activations,
+            kv_type=kv_type,
+            cpu=cpu,
+            tokenizer_file=tokenizer_file,
+            offline=offline,
+            progress=progress,
         )
-        file = parts["thinker"]
-        tokens = context_size(ctx_size, text_config(file).context_length)
-        # Before the weights: a missing tokenizer should not be found after minutes of loading.
-        tokenizer = Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_gguf(file.metadata)
-        opened = Device.open(device, cpu=cpu)
-        try:
-            report = _reporter(progress, "load")
-            resident = Resident(
-                opened,
-                parts,
-                lambda runner: _engine(file, opened, tokens, chosen, kv_type, runner, report),
-                fetch=_fetcher(model, type, offline, _reporter(progress, "pull")),
-                progress=report,
-            )
-            resident.engine()
-            access = Access(urls=allow_urls, data_uris=allow_urls)
-            return cls(resident, tokenizer, time.perf_counter() - start, access)
-        except BaseException:
-            opened.close()
-            raise
+        access = Access(urls=allow_urls, data_uris=allow_urls)
+        return cls(resident, tokenizer, time.perf_counter() - start, access)
 
     # Answers --------------------------------------------------------------------------------------------------------
 
@@ -233,6 +220,39 @@ class Omni:
         picture = load_image(source, self._media.rules, access=self._media.access)
         return self._alone(self._media.see(picture))
 
+    def transcribe(
+        self,
+        source: Any,
+        *,
+        language: str | None = None,
+        window: float = WINDOW,
+        config: GenerationConfig | None = None,
+    ) -> Transcript:
+        """What is said in a sound of any length. source: as `encode_audio`. language: an English name or ISO code.
+
+        Sound longer than `window` seconds is cut at pauses, and each window has a Segment of its own in the result.
+        Raises what `generate` raises.
+        """
+        return transcript_of(self.transcribe_stream(source, language=language, window=window, config=config))
+
+    def transcribe_stream(
+        self,
+        source: Any,
+        *,
+        language: str | None = None,
+        window: float = WINDOW,
+        config: GenerationConfig | None = None,
+    ) -> TranscriptStream:
+        """The same as events while they happen: Progress, TextDelta, a Segment after each window, a Transcript last."""
+        settings = generation_settings(config, window)
+        clip = self._media.clip(source)
+        return transcribe(
+            clip,
+            lambda part, text: self.stream(text, audio=[part], config=settings),
+            language=language,
+            window=window,
+        )
+
     def check_media(self, part: Message) -> str:
         """Read one part of a message, {"type": "image", "image": FILE} and so on, and describe it in one line.
 
@@ -340,63 +360,3 @@ class Omni:
 def _given(images: Sequence[Any], audio: Sequence[Any], video: Sequence[Any]) -> list[tuple[str, Any]]:
     kinds = (("image", images), ("audio", audio), ("video", video))
     return [(kind, source) for kind, sources in kinds for source in sources]
-
-
-def _reporter(
-    progress: Callable[[Progress], None] | None, phase: Literal["load", "pull"]
-) -> Callable[[int, int], None] | None:
-    return (lambda done, total: progress(Progress(phase, done, total))) if progress else None
-
-
-def _engine(
-    file: GGUFFile,
-    device: Device,
-    ctx_size: int,
-    activations: str,
-    kv_type: str,
-    runner: Runner,
-    report: Callable[[int, int], None] | None,
-) -> Engine:
-    """The text model's weights on the device, and an engine for them."""
-    if report:
-        report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
-    model = TextModel.load(file, device, activations=activations, progress=report)
-    try:
-        return Engine(model, ctx_size, kv_type=kv_type, runner=runner)
-    except BaseException:
-        model.free()
-        raise
-
-
-def _fetcher(
-    model: str | Path | None, type: str | None, offline: bool, progress: Callable[[int, int], None] | None
-) -> Callable[[str], GGUFFile] | None:
-    """Gets a further part of a model that is named by its hub id; None for one that is on this machine."""
-    named = hub_id(model)
-    if named is None:
-        return None
-
-    def fetch(part: str) -> GGUFFile:
-        path = hub.fetch(named, parts=("thinker", part), offline=offline, progress=progress)
-        return open_parts(path, type=type or type_in_name(model, path)).need(part)
-
-    return fetch
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value).expanduser()
-
-
-def _activations(wanted: str) -> str:
-    if wanted not in ("auto", "f32", "q8"):
-        raise InvalidRequest(f"activations is {wanted!r}, but must be auto, f32 or q8")
-    return env.get("QWEN3OMNI_ACTIVATIONS") if wanted == "auto" else wanted
-
-
-def context_size(wanted: int | None, limit: int) -> int:
-    """Tokens the context shall hold: what is wanted, else the model's own limit up to DEFAULT_CONTEXT."""
-    if wanted is None:
-        return min(limit, DEFAULT_CONTEXT)
-    if not 1 <= wanted <= limit:
-        raise InvalidRequest(f"--ctx-size {wanted} is not possible: this model holds between 1 and {limit} tokens")
-    return wanted

@@ -1,10 +1,13 @@
 """Prompts with pictures, sound and video, made from seeds: the same arrays for the goldens and for the tests."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 RATE = 16000
+# "Hello world, what is this?", 22.05 kHz: espeak-ng -v en-us -s 165 -w hello.wav, as FLAC
+SPOKEN = Path(__file__).parent / "data" / "hello.flac"
 
 
 def sound(seed: int, samples: int) -> np.ndarray:
@@ -53,3 +56,12 @@ def prompts() -> dict[str, list[dict[str, Any]]]:
         "video": [_says("user", _part("video", film(8, 4)), "say what is", _part("image", picture(9, 33, 64)))],
         "video_with_sound": [_says("user", _part("video", film(10, 4), sound=sound(11, 32480)), "what is the world")],
     }
+
+
+def spoken() -> list[dict[str, Any]]:
+    """A question about a sentence that espeak-ng spoke, with soxr's resampling of the whole file at once."""
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(SPOKEN, dtype="float32")
+    return [_says("user", _part("audio", soxr.resample(samples, rate, RATE, "HQ")), "what is this")]

@@ -253,7 +253,7 @@ def test_a_thinker_is_no_mmproj(tiny_llama):
 
 
 def test_bad_arguments_are_found_before_the_device_is_opened(tiny_llama, monkeypatch):
-    monkeypatch.setattr("qwen3omni_wgpu.omni.Device", None)
+    monkeypatch.setattr("qwen3omni_wgpu.loading.Device", None)
     with pytest.raises(InvalidRequest, match="activations"):
         Omni.from_pretrained(tiny_llama, activations="int4")
     with pytest.raises(InvalidRequest, match="between 1 and 512"):
@@ -267,12 +267,12 @@ def test_bad_arguments_are_found_before_the_device_is_opened(tiny_llama, monkeyp
 def test_a_failed_load_closes_the_device(tiny_llama, monkeypatch):
     closed = []
     device = SimpleNamespace(close=lambda: closed.append(True))
-    monkeypatch.setattr("qwen3omni_wgpu.omni.Device", SimpleNamespace(open=lambda *_, **__: device))
+    monkeypatch.setattr("qwen3omni_wgpu.loading.Device", SimpleNamespace(open=lambda *_, **__: device))
 
     def load(*_args, **_options):
         raise OutOfDeviceMemory("too large", needed=2, free=1)
 
-    monkeypatch.setattr("qwen3omni_wgpu.omni.TextModel", SimpleNamespace(load=load))
+    monkeypatch.setattr("qwen3omni_wgpu.loading.TextModel", SimpleNamespace(load=load))
     with pytest.raises(OutOfDeviceMemory):
         Omni.from_pretrained(tiny_llama)
     assert closed == [True]

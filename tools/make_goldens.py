@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from media_prompts import prompts  # noqa: E402
+from media_prompts import prompts, spoken  # noqa: E402
 from oracle.hf_models import OmniOracle, oracle  # noqa: E402
 from reference.goldens import FOLDER, SMOLLM2, TextGolden, arrays_hash, tensor_hash  # noqa: E402
 from tiny_checkpoint import write_tensors, write_tiny_checkpoint  # noqa: E402
@@ -237,7 +237,7 @@ def make_media() -> None:
         stored = write_tiny_checkpoint(Path(folder), np.random.default_rng(seed), **MEDIA)
         values["sha256"] = arrays_hash(stored)
         model = MediaOracle(Path(folder))
-        for name, messages in prompts().items():
+        for name, messages in {**prompts(), "spoken": spoken()}.items():
             answer = model.answer(messages, GREEDY_TINY)
             print(f"{name}: {len(answer.ids)} tokens, smallest margin {answer.margins.min():.3f}")
             values |= {f"{name}_{key}": value for key, value in vars(answer).items()}
