@@ -10,6 +10,7 @@ from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, q
 from .moe import moe_combine, moe_gate
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
+from .rows import load_rows
 from .sample import argmax, penalize, top_k
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "conv_columns",
     "embed",
     "layer_norm",
+    "load_rows",
     "matmul",
     "matmul_joined",
     "matmul_swiglu",

@@ -27,6 +27,7 @@ from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, q
 from .moe import moe_combine, moe_gate
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
+from .rows import load_rows
 from .sample import argmax, penalize, top_k
 
 Rng = np.random.Generator
@@ -198,7 +199,7 @@ def _add_layer_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
 
 def _rope(
     plan: Plan, rng: Rng, n: int, heads: int, hd: int, style: str, pairs: int | None = None,
-    sections: tuple[int, int, int] | None = None, qk_norm: bool = False, cache: str | None = None, start: int = 0,
+    sections: rope_reference.Sections = None, qk_norm: bool = False, cache: str | None = None, start: int = 0,
 ) -> list[Tensor]:  # fmt: skip
     pairs = pairs or hd // 2
     freqs = Tensor.from_numpy(plan.device, rope_reference.rope_frequencies(2 * pairs, 1e6), "freqs")
@@ -215,7 +216,7 @@ def _rope(
 
 def _rope_qkv(
     plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int = 0,
-    sections: tuple[int, int, int] | None = None, qk_norm: bool = False, pairs: int | None = None,
+    sections: rope_reference.Sections = None, qk_norm: bool = False, pairs: int | None = None,
 ) -> list[Tensor]:  # fmt: skip
     _state(plan, start, n)
     freqs = Tensor.from_numpy(plan.device, rope_reference.rope_frequencies(2 * (pairs or hd // 2), 1e6), "freqs")
@@ -239,6 +240,11 @@ def _store_rows(plan: Plan, rng: Rng, n: int, width: int, cache: str, start: int
     _state(plan, start, n)
     target = _filled_cache(plan, rng, start + n + 2, width, cache)
     return [store_rows(plan, normal(plan, rng, n, width), target)]
+
+
+def _load_rows(plan: Plan, rng: Rng, n: int, d: int, start: int) -> list[Tensor]:
+    _state(plan, start, n)
+    return [load_rows(plan, normal(plan, rng, start + n + 2, d), n)]
 
 
 def _attention(plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str) -> list[Tensor]:
@@ -347,6 +353,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "rope": _rope,
     "rope_qkv": _rope_qkv,
     "store_rows": _store_rows,
+    "load_rows": _load_rows,
     "attention": _attention,
     "window_attention": _window_attention,
     "swiglu": _swiglu,
@@ -438,6 +445,8 @@ CASES: tuple[Case, ...] = (
     *(_case("rope_qkv", n=n, heads=9, kv=3, hd=64, style="interleaved", cache=c, start=s)
       for n, s in ((1, 200), (9, 3)) for c in ("f32", "f16")),
     _case("rope_qkv", n=2, heads=2, kv=1, hd=128, style="neox", cache="f16", pairs=32, start=5),
+    *(_case("rope_qkv", n=n, heads=h, kv=h, hd=hd, style="neox", cache="f32", start=s, sections="halves")
+      for n, h, hd, s in ((7, 16, 72, 12), (3, 2, 32, 0))),
     *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act)
       for t, f in (("q8_0", "130"), ("q4_0 q4_0 q8_0", "64 40 26")) for n in (1, 20) for act in ("f32", "q8")),
     *(_case("matmul_swiglu", type=t, n=n, f=f, d=d, act=act)
@@ -448,6 +457,7 @@ CASES: tuple[Case, ...] = (
     _case("matmul_swiglu", type="q8_0", n=1, f=1536, d=576),
     *(_case("swiglu_joined", n=n, f=f) for n, f in ((1, 1536), (7, 36))),
     *(_case("store_rows", n=5, width=w, cache=c, start=3) for w in (192, 512) for c in ("f32", "f16")),
+    *(_case("load_rows", n=n, d=d, start=s) for n, d, s in ((5, 1152, 9), (1, 4, 0), (3, 260, 1))),
     *(_case("attention", n=n, heads=h, kv=kv, hd=hd, past=p, cache=c)
       for n, h, kv, hd, p in ((1, 9, 3, 64, 0), (1, 32, 4, 128, 63), (1, 32, 4, 128, 64), (1, 16, 2, 128, 300),
                               (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ..gpu import Kernel, Plan, Tensor
 from ..reference import norm as norm_reference
 from ..reference import rope as reference
+from ..reference.rope import Sections
 from .guard import expect, require, workgroup_for
 
 # The angle is one float32 product as in the twin; sin and cos come from polynomials good to about 1e-7, with the
@@ -26,7 +25,7 @@ def rope(
     heads: int,
     *,
     style: str,
-    sections: Sequence[int] | None = None,
+    sections: Sections = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
     cache: Tensor | None = None,
@@ -34,15 +33,16 @@ def rope(
     """Turn the heads of x [N, H * HD] by positions [N, 3] (t, h, w) -> [N, H * HD].
 
     `freqs` [PAIRS] are radians per position; `style` "neox" or "interleaved"; `sections` (t, h, w) interleaves three
-    axes (Qwen3-Omni M-RoPE). `norm` [HD]: RMS norm of every head first. With `cache` [S, H * HD] (float32 or float16)
-    the result is written to its rows n_past, n_past + 1, ... instead, and the cache is returned.
+    axes (Qwen3-Omni M-RoPE), "halves" turns half of the pairs by h and the rest by w (its vision tower). `norm` [HD]:
+    RMS norm of every head first. With `cache` [S, H * HD] (float32 or float16) the result is written to its rows
+    n_past, n_past + 1, ... instead, and the cache is returned.
     Source: Su et al. 2021; transformers apply_rotary_pos_emb, apply_interleaved_mrope.
     """
     expect("rope", x, (None, None))
     n, width = x.shape
     require("rope", width % heads == 0, f"{x.name} has rows of {width} for {heads} heads")
     hd = width // heads
-    _expect("rope", n, hd, positions, freqs, style)
+    _expect("rope", n, hd, positions, freqs, style, sections)
     if norm is not None:
         expect("rope", norm, (hd,))
     if cache is not None:
@@ -78,7 +78,7 @@ def rope_qkv(
     values: Tensor,
     *,
     style: str,
-    sections: Sequence[int] | None = None,
+    sections: Sections = None,
     norms: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
@@ -92,7 +92,7 @@ def rope_qkv(
     slots = heads + 2 * kv_heads
     require("rope_qkv", width % slots == 0, f"{x.name} has rows of {width} for {heads} + 2 x {kv_heads} heads")
     hd = width // slots
-    _expect("rope_qkv", n, hd, positions, freqs, style)
+    _expect("rope_qkv", n, hd, positions, freqs, style, sections)
     expect("rope_qkv", keys, (None, kv_heads * hd), ("f32", "f16"))
     expect("rope_qkv", values, keys.shape, (keys.dtype,))
     if norms is not None:
@@ -121,7 +121,7 @@ def rope_qkv(
     return q
 
 
-def _expect(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str) -> None:
+def _expect(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str, sections: Sections) -> None:
     """What every rotation of N tokens' heads of HD values needs."""
     expect(op, positions, (None, 3))
     expect(op, freqs, (None,))
@@ -129,15 +129,17 @@ def _expect(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: s
     require(op, positions.shape[0] >= n, f"{positions.shape[0]} positions for {n} tokens")
     require(op, style in ("neox", "interleaved"), f"unknown style {style!r}")
     require(op, 2 * pairs <= hd and hd % 2 == 0, f"{pairs} pairs do not fit heads of {hd}")
+    require(op, sections != "halves" or pairs % 2 == 0, f"{pairs} pairs have no halves")
 
 
 def _turn_params(
-    plan: Plan, hd: int, freqs: Tensor, style: str, sections: Sequence[int] | None, norm: Tensor | None, eps: float
+    plan: Plan, hd: int, freqs: Tensor, style: str, sections: Sections, norm: Tensor | None, eps: float
 ) -> dict[str, int | float | bool]:
     """The parameters of lib/turn.wgsl."""
-    _, section_h, section_w = sections if sections is not None else (0, 0, 0)
+    halves = sections == "halves"
+    _, section_h, section_w = (0, 0, 0) if sections is None or sections == "halves" else sections
     params: dict[str, int | float | bool] = {"HD": hd, "PAIRS": freqs.shape[0], "INTERLEAVED": style == "interleaved"}
-    params |= {"SECTION_H": int(section_h), "SECTION_W": int(section_w), "NORM": norm is not None}
+    params |= {"SECTION_H": int(section_h), "SECTION_W": int(section_w), "HALVES": halves, "NORM": norm is not None}
     if norm is not None:
         params["EPS"] = float(eps)
     return params | {"WG": workgroup_for(plan.device, hd // 2, 64)}
@@ -145,7 +147,7 @@ def _turn_params(
 
 def _turned(
     x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, weight: np.ndarray | None, eps: float, style: str,
-    sections: Sequence[int] | None,
+    sections: Sections,
 ) -> np.ndarray:  # fmt: skip
     """The twin of lib/turn.wgsl: x [N, H, HD] -> [N, H * HD]."""
     if weight is not None:

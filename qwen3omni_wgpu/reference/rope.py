@@ -1,8 +1,11 @@
 """Twins of ops/rope.py: rotary position embedding in its three flavours."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+
+Sections = Sequence[int] | Literal["halves"] | None
 
 
 def rope_frequencies(rope_dim: int, theta: float, scale: float = 1.0, factors: np.ndarray | None = None) -> np.ndarray:
@@ -17,13 +20,16 @@ def rope_frequencies(rope_dim: int, theta: float, scale: float = 1.0, factors: n
     return frequencies if factors is None else frequencies / factors.astype(np.float32)
 
 
-def rope_axes(count: int, sections: Sequence[int] | None) -> np.ndarray:
+def rope_axes(count: int, sections: Sections) -> np.ndarray:
     """Which of the positions (0 t, 1 h, 2 w) turns each of `count` pairs: int [count].
 
     Interleaved M-RoPE: pair i follows h for i % 3 == 1 and i < 3 * sections[1], w for i % 3 == 2 and
-    i < 3 * sections[2], t otherwise. Without sections every pair follows t.
-    Source: transformers, apply_interleaved_mrope of Qwen3-Omni and Qwen3-VL.
+    i < 3 * sections[2], t otherwise. "halves": h for the first half of the pairs, w for the second (vision towers).
+    Without sections every pair follows t.
+    Source: transformers, apply_interleaved_mrope and VisionRotaryEmbedding of Qwen3-Omni and Qwen3-VL.
     """
+    if sections == "halves":
+        return np.repeat([1, 2], count // 2)
     axes = np.zeros(count, dtype=np.int64)
     if sections is not None:
         for axis in (1, 2):
@@ -36,7 +42,7 @@ def rope(
     positions: np.ndarray,
     freqs: np.ndarray,
     style: str,
-    sections: Sequence[int] | None = None,
+    sections: Sections = None,
 ) -> np.ndarray:
     """Rotate pairs of every head by position times frequency.
 

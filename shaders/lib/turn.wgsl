@@ -2,6 +2,7 @@
 // head_in; every function is called by the whole workgroup and leaves its result visible to all of it.
 // Pair i turns by positions[t, axis(i)] * freqs[i]: (i, i + PAIRS) in NeoX style, (2i, 2i + 1) if INTERLEAVED.
 // Interleaved M-RoPE: axis(i) = h for i mod 3 = 1 below 3 * SECTION_H, w for i mod 3 = 2 below 3 * SECTION_W, else t.
+// HALVES (pictures): axis(i) = h for the first half of the pairs, w for the second.
 //# include "lib/angle.wgsl"
 //# if NORM
 //# include "lib/reduce.wgsl"
@@ -30,6 +31,9 @@ fn turn_head(token: u32, tid: u32) {
         }
         if (i % 3u == 2u && i < 3u * SECTION_W) {
             axis = 2u;
+        }
+        if (HALVES) {
+            axis = select(1u, 2u, i >= PAIRS / 2u);
         }
         let turn = sin_cos(positions[token * 3u + axis] * freqs[i]);
         let a = select(i, 2u * i, INTERLEAVED);

@@ -119,6 +119,8 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
          "rope: 17 pairs do not fit heads of 32"),
         (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="yarn"),
          "rope: unknown style 'yarn'"),
+        (lambda p, t: ops.rope(p, t("q", 2, 120), t("pos", 2, 3), t("f", 15), 4, style="neox", sections="halves"),
+         "rope: 15 pairs have no halves"),
         (lambda p, t: ops.rope(p, t("q", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="neox", norm=t("qn", 64)),
          "rope: qn is f32 [64], expected f32 [32]"),
         (lambda p, t: ops.rope(p, t("k", 2, 128), t("pos", 2, 3), t("f", 16), 4, style="neox", cache=t("c", 9, 64)),
@@ -157,6 +159,10 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
          "store_rows: cache.v.3 is f32 [9, 32], expected f32 or f16 [any, 64]"),
         (lambda p, t: ops.store_rows(p, t("v", 2, 63), t("c", 9, 63, dtype="f16")),
          "store_rows: v has rows of 63, an odd number"),
+    ],
+    "load_rows": [
+        (lambda p, t: ops.load_rows(p, t("x", 9), 2), "load_rows: x is f32 [9], expected f32 [any, any]"),
+        (lambda p, t: ops.load_rows(p, t("x", 9, 30), 2), "load_rows: x has rows of 30, not a multiple of 4"),
     ],
     "attention": [
         (lambda p, t: ops.attention(p, t("q", 2, 128), t("k", 9, 64), t("v", 9, 64), 4, 3, 1.0),

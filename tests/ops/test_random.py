@@ -79,6 +79,8 @@ def ropes(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         h, w = draw(some(0, count // 3)), draw(some(0, count // 3))
         sections = (count - h - w, h, w)
+    elif count % 2 == 0 and draw(st.booleans()):
+        sections = "halves"
     return {
         "n": draw(some(1, 5)),
         "heads": draw(some(1, 5)),
@@ -182,6 +184,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "store_rows": st.fixed_dictionaries(
         {"n": some(1, 9), "width": fours(60), "cache": st.sampled_from(("f16", "f32")), "start": some(0, 70)}
     ),
+    "load_rows": st.fixed_dictionaries({"n": some(1, 9), "d": fours(90), "start": some(0, 70)}),
     "attention": attentions(),
     "window_attention": window_attentions(),
     "swiglu": binaries(),
