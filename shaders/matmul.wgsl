@@ -13,6 +13,7 @@
 struct Slice {
     first: u32, // first row that the bound part of the weight holds
     count: u32, // how many
+    n: u32, // rows of y
 }
 
 @group(0) @binding(0) var<storage, read> weight: array<u32>;
@@ -77,7 +78,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (token0 >= state[1]) {
         return;
     }
-    let last = min(N, state[1]) - 1u;
+    let last = min(slice.n, state[1]) - 1u;
     let tx = tid % SIDE;
     let ty = tid / SIDE;
     var sums = array<f32, EACH * EACH>();

@@ -15,6 +15,7 @@
 struct Slice {
     first: u32, // first row (or expert) that the bound part of the weight holds
     count: u32, // how many
+    n: u32, // rows of y
 }
 
 //# if WEIGHT == "q8_0_wide"
@@ -91,7 +92,7 @@ fn main(
     let rows = slice.count;
     let base = 0u;
     let out = slice.first;
-    let last = min(N, state[1]) - 1u;
+    let last = min(slice.n, state[1]) - 1u;
     let last_x = last;
 //# endif
     let row = ((group.x + group.z * groups.x) * GROUPS + tid / LANES) * OUTPUTS;

@@ -138,7 +138,7 @@ def _matmul_into(
         variant = replace(variant, rows=max(2, variant.rows))
     packed = _packed(plan, w)
     inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state, *([bias] if bias is not None else [])]
-    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "N": n, "GLU": glu}
+    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "GLU": glu}
     params |= {"BIAS": bias is not None, "ACT": act or "none"}
     if variant.shader == "matvec":
         params |= {
@@ -158,7 +158,7 @@ def _matmul_into(
             [(w, part), *inputs],
             [y],
             _grid(plan, variant, rows, n, glu),
-            immediates=(column + part.start, rows),
+            immediates=(column + part.start, rows, n),
             nbytes=part.nbytes + n * (d + rows) * 4,
             flops=2 * n * rows * d,
         )
@@ -257,7 +257,7 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
     y = plan.empty((n * k, f), "f32", f"{w.name}.out")
     packed = _packed(plan, w)
     inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,)), plan.state, ids]
-    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "N": n * k, "EXPERTS": True}
+    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "EXPERTS": True}
     params |= {"BIAS": False, "ACT": "none"}
     params |= {"GLU": False, "TOKENS": 1, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
     params |= {"SLOTS": k, "SLOTS_PER_X": k if shared else 1}
@@ -273,7 +273,7 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
             [(w, part), *inputs],
             [y],
             grid,
-            immediates=(part.start, experts),
+            immediates=(part.start, experts, n * k),
             nbytes=int(part.nbytes * touched) + n * k * (d + f) * 4,
             flops=2 * n * k * f * d * experts // e,
         )
