@@ -1,0 +1,1 @@
+"""Towers that turn sound and pictures into rows for the text model."""
