@@ -41,8 +41,8 @@ _DAMAGE = (
     AttributeError,
     EOFError,
     LookupError,
-    NotImplementedError,
     OSError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
@@ -334,7 +334,8 @@ def _rgb(image: Image.Image, name: str, max_source_pixels: int) -> Image.Image:
     if 0 in image.size:
         raise InvalidRequest(f"{name}: is {image.width} x {image.height} pixels, there is nothing to see")
     try:
-        image.load()
+        with _quiet():
+            image.load()
         return _on_white(_upright(_eight_bits(image, name)))
     except Image.DecompressionBombError as error:
         raise InvalidRequest(f"{name}: unpacks to more pixels than its header says; get it again") from error

@@ -73,7 +73,8 @@ def opened(blob: Blob) -> Iterator[InputContainer]:
         if lost := cut_off_video(file):
             raise _damaged(blob.name, lost)
         try:
-            container = av.open(file, options={"format_whitelist": _KINDS})
+            # Titles are not always UTF-8, and of no interest.
+            container = av.open(file, options={"format_whitelist": _KINDS}, metadata_errors="replace")
         except FFmpegError as error:
             raise InvalidRequest(
                 f"{blob.name}: is not a video, or damaged ({_reason(error)}); use {_KNOWN_KINDS}"
@@ -107,6 +108,10 @@ def scan(container: InputContainer, name: str, max_seconds: float) -> Track:
         hint = "only sound; give it as audio" if container.streams.audio else f"nothing to see; use {_KNOWN_KINDS}"
         raise InvalidRequest(f"{name}: has no video, {hint}")
     stream = streams[0]
+    if stream.codec_context is None:
+        raise InvalidRequest(
+            f"{name}: its pictures are coded in a way that FFmpeg does not know; convert them to H.264"
+        )
     base = stream.time_base or Fraction(1, 1000)
     if (container.duration or 0) > max_seconds * 1e6:  # microseconds
         raise _too_long(name, max_seconds)
@@ -194,9 +199,12 @@ def sound_track(
     """The first sound track from the time of the first frame on, gaps filled with silence; None where there is none."""
     if not container.streams.audio:
         return None
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise InvalidRequest(f"{name}: its sound is coded in a way that FFmpeg does not know; convert it to AAC")
     start = int(track.times[0]) * track.base if track.timed else Fraction(0)
     builder, rate, taken = None, 0, 0
-    for block, time in _blocks(container.decode(container.streams.audio[0]), name):
+    for block, time in _blocks(container.decode(stream), name):
         if builder is None:
             rate = block.sample_rate
             builder = ClipBuilder(name, rate, front, max_seconds)

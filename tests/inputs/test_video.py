@@ -375,6 +375,20 @@ def test_strips_are_refused() -> None:
     assert "one side more than 200 times the other" in refused(film("avi", "ffv1", pixels="bgr0", size=(16, 3232)))
 
 
+def test_codecs_that_are_not_known() -> None:
+    data = film("mov", "mjpeg", pixels="yuvj420p", sound=tone(1))
+    assert "its pictures are coded in a way" in refused(data.replace(b"jpeg", b"zzzz"))
+    silent = data.replace(b"sowt", b"zzzz")
+    assert load_video(silent, RULES).audio is None
+    assert "its sound is coded in a way" in refused(silent, sound=None, front=FRONT)
+
+
+def test_titles_need_not_be_utf8() -> None:
+    data = film("avi")
+    place = data.index(b"ISFT") + 8  # the program that wrote the file
+    assert load_video(data[:place] + b"\xfc\xe9" + data[place + 2 :], RULES).grid[0] == 2
+
+
 def test_packets_that_do_not_decode() -> None:
     data = bytearray(film())
     start = data.index(b"mdat") + 4
