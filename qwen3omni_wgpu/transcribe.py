@@ -176,7 +176,7 @@ def windows(clip: AudioClip, seconds: float = WINDOW) -> list[tuple[int, int]]:
     check_window(seconds)
     rate, total = clip.sampling_rate, len(clip.samples)
     step = max(1, round(_STEP * rate))
-    longest = int(seconds * rate) // step * step
+    longest = int(seconds * rate)
     search = int(min(_SEARCH * rate, longest / 4))
     rest = int(min(_REST * rate, longest / 4))
     found: list[tuple[int, int]] = []

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -189,11 +190,13 @@ def test_things_that_are_no_sound(tmp_path, rng) -> None:
     assert "No such file" in refused(tmp_path / "none.wav")
 
 
-def test_a_header_that_leads_before_the_beginning(capfd) -> None:
+def test_a_header_that_leads_before_the_beginning(monkeypatch) -> None:
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)  # what cffi makes of exceptions in callbacks
     raw = bytearray(encoded(np.zeros(2000), format="AIFF"))
     raw[35:39] = b"\xff" * 4
     assert "cannot be read" in refused(bytes(raw))
-    assert capfd.readouterr().err == ""  # no traceback out of a callback
+    assert printed == []
 
 
 def test_sounds_that_are_too_short(rng) -> None:
@@ -403,17 +406,22 @@ def test_blocks_do_not_show(rng, monkeypatch) -> None:
                 np.testing.assert_allclose(mel_spectrogram(sound, FRONT), whole, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_features_of_other_front_ends(rng) -> None:
-    front = AudioFrontEnd(sampling_rate=8000, n_fft=256, hop_length=100, n_mels=20, mel_min=100, mel_max=3000)
-    sound = voice(rng, 8000, 8000)
-    mel = mel_spectrogram(sound, front)
-    # The definition, frame by frame and bin by bin.
-    padded = np.pad(sound.astype(np.float64), 128, mode="reflect")
-    angles = np.outer(np.arange(129), np.arange(256)) * (-2j * np.pi / 256)
-    window = np.hanning(257)[:-1]
-    power = np.stack([np.abs(np.exp(angles) @ (window * padded[t * 100 :][:256])) ** 2 for t in range(80)], axis=1)
-    log = np.log10(np.maximum(mel_filters(front).astype(np.float64).T @ power, 1e-10))
-    np.testing.assert_allclose(mel, (np.maximum(log, log.max() - 8) + 4) / 4, rtol=0, atol=2e-6)
+OTHER = AudioFrontEnd(sampling_rate=8000, n_fft=256, hop_length=100, n_mels=20, mel_min=100, mel_max=3000)
+
+
+@pytest.mark.parametrize("front", [FRONT, OTHER], ids=["release", "other"])
+def test_features_by_their_definition(front: AudioFrontEnd, rng) -> None:
+    n, bins = front.n_fft, front.n_fft // 2 + 1
+    transform = np.exp(np.outer(np.arange(bins), np.arange(n)) * (-2j * np.pi / n)) * np.hanning(n + 1)[:-1]
+    # Beside a pure tone, the noise of a transform in float32 shows: 6e-6.
+    tone = np.sin(2 * np.pi * 125 / front.sampling_rate * np.arange(9000)).astype(np.float32)
+    for sound in (voice(rng, 9000, front.sampling_rate), tone):
+        padded = np.pad(sound.astype(np.float64), n // 2, mode="reflect")
+        frames = [padded[t * front.hop_length :][:n] for t in range(len(sound) // front.hop_length)]
+        power = np.abs(transform @ np.stack(frames, axis=1)) ** 2
+        log = np.log10(np.maximum(mel_filters(front).astype(np.float64).T @ power, 1e-10))
+        expected = (np.maximum(log, log.max() - 8) + 4) / 4
+        np.testing.assert_allclose(mel_spectrogram(sound, front), expected, rtol=0, atol=2e-6)
 
 
 def test_features_need_enough_samples(rng) -> None:
