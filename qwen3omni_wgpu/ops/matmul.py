@@ -24,6 +24,8 @@ TOLERANCE_Q8 = 3e-3
 # What a matmul may apply to its outputs before it writes them, and the twin. Their slope is 1.13 at most.
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 _SLOPE = 1.13
+# Weights of a matrix that is not worth the largest kernel on a software adapter.
+SMALL = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Var
         # One thread a row, several rows and tokens a thread: on a CPU loads cost most and reductions gain nothing.
         if experts or n == 1:
             return Variant("matvec", lanes=1, rows=8, tokens=1, workgroup=8, wide=True)
-        tokens = min(8, 1 << (n - 1).bit_length())
-        return Variant("matvec", lanes=1, rows=8 if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
+        # Where there is little to do, compiling 8 x 8 sums a thread (seconds) would take longer than they save.
+        most = 4 if f * d <= SMALL else 8
+        tokens = min(most, 1 << (n - 1).bit_length())
+        return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
     if n > 8 and not experts:
         return Variant("matmul", workgroup=256)
     blocks = -(-d // 32)
