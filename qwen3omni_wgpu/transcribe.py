@@ -126,8 +126,9 @@ def transcript_of(events: Iterable[TranscriptEvent]) -> Transcript:
 def generation_settings(config: GenerationConfig | None, window: float = WINDOW) -> GenerationConfig:
     """`config` with what transcribing wants where it says nothing: the likeliest words, and a limit to their number.
 
-    InvalidRequest for raw prompts: an instruction needs the chat template.
+    InvalidRequest for raw prompts, because an instruction needs the chat template, and for an impossible window.
     """
+    check_window(window)
     config = config or GenerationConfig()
     if config.raw:
         raise InvalidRequest("transcribing needs the chat template, and raw turns it off; leave it out")

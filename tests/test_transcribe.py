@@ -122,6 +122,8 @@ def test_windows_that_make_no_sense(seconds, rng) -> None:
         windows(clip_of(noise(rng, 2)), seconds)
     with pytest.raises(InvalidRequest, match="1 to 2400 s"):  # before an event is asked for
         transcribe(clip_of(noise(rng, 2)), Scripted(), window=seconds)
+    with pytest.raises(InvalidRequest, match="1 to 2400 s"):
+        generation_settings(None, seconds)
 
 
 # What is asked -------------------------------------------------------------------------------------------------------

@@ -34,10 +34,9 @@ def transcribe(
     ] = False,
 ) -> int:
     """What is said in a sound file, as text; of a long one line by line, with times."""
-    from qwen3omni_wgpu.transcribe import check_window, generation_settings, language_name
+    from qwen3omni_wgpu.transcribe import generation_settings, language_name
 
     # Whatever is wrong with these is found before the model is loaded.
-    check_window(window)
     language = language_name(language)
     config = generation_settings(generation_config(sampling), window)
     config.resolved({})
