@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from qwen3omni_wgpu.encoders.steps import Steps
 from qwen3omni_wgpu.errors import UnsupportedModel
 from qwen3omni_wgpu.events import Progress
 from qwen3omni_wgpu.inputs.audio import AudioClip, AudioFrontEnd, from_waveform, load_audio, mel_spectrogram
@@ -218,7 +219,7 @@ class Media:
             size -= _nbytes(self._encoded.popitem(last=False)[1])
 
 
-def _reported(phase: Any, steps: Generator[tuple[int, int], None, T]) -> Generator[Progress, None, T]:
+def _reported(phase: Any, steps: Steps[T]) -> Generator[Progress, None, T]:
     while True:
         try:
             done, total = next(steps)

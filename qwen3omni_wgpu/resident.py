@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .convert.parts import ModelParts
+from .encoders.audio import AudioEncoder
+from .encoders.vision import VisionEncoder
 from .engine import Engine
 from .errors import InvalidRequest
 from .formats.gguf import GGUFFile
 from .gpu import Device, Tensor
+from .models.audio import AudioConfig, AudioModel
+from .models.vision import VisionModel
 from .runner import Runner
 from .weights import load_weights
 
@@ -67,18 +71,12 @@ class Resident:
             self._engine = self._load_engine(self.runner)
         return self._engine
 
-    def audio(self) -> Any:
+    def audio(self) -> AudioEncoder:
         """The audio tower, ready to run."""
-        from .encoders.audio import AudioEncoder
-        from .models.audio import AudioModel
-
         return self._tower("audio", AudioModel, AudioEncoder)
 
-    def vision(self) -> Any:
+    def vision(self) -> VisionEncoder:
         """The vision tower, ready to run."""
-        from .encoders.vision import VisionEncoder
-        from .models.vision import VisionModel
-
         return self._tower("vision", VisionModel, VisionEncoder)
 
     def _tower(self, name: str, model: Any, encoder: Any) -> Any:
@@ -87,10 +85,8 @@ class Resident:
             self._towers[name] = encoder(model.load(file, self.device, self._progress), self.runner)
         return self._towers[name]
 
-    def audio_config(self) -> Any:
+    def audio_config(self) -> AudioConfig:
         """The audio tower's settings, without its weights."""
-        from .models.audio import AudioConfig
-
         return AudioConfig.from_gguf(self.part("mmproj"))
 
     def load(self, name: str) -> None:

@@ -41,16 +41,19 @@ def _part(kind: str, source: Any, **more: Any) -> dict[str, Any]:
 
 
 def prompts() -> dict[str, list[dict[str, Any]]]:
-    """Name -> messages. Video plays at 2 frames a second; its "sound" is given as samples."""
+    """Name -> messages. Video plays at 2 frames a second; its "sound" is given as samples.
+
+    Sounds of one prompt are equally long: transformers fills up the shorter ones before it computes their features.
+    """
     return {
         "sound_text_picture": [
             _says("user", _part("audio", sound(1, 21921)), "what is", _part("image", picture(2, 90, 70)), "say hello"),
         ],
         "turns": [
             _says("system", "hello world"),
-            _says("user", _part("image", picture(3, 200, 65)), _part("image", picture(4, 64, 128)), "what is the"),
+            _says("user", _part("image", picture(3, 65, 200)), _part("image", picture(4, 64, 128)), "what is the"),
             _says("assistant", "hello"),
-            _says("user", "say", _part("audio", sound(5, 16160)), _part("audio", sound(6, 4800))),
+            _says("user", "say", _part("audio", sound(5, 16160)), _part("audio", sound(6, 16160))),
         ],
         "long_sound": [_says("user", _part("audio", sound(7, 16000 * 5 + 777)), "what is")],
         "video": [_says("user", _part("video", film(8, 4)), "say what is", _part("image", picture(9, 33, 64)))],

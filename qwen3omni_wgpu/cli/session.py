@@ -71,6 +71,7 @@ def opened(common: Common, **arguments: Any) -> "Iterator[Omni]":
             cpu=common.cpu,
             ctx_size=common.ctx_size,
             tokenizer_file=common.tokenizer_file,
+            kv_type=common.kv_type or "f16",
             progress=bar.show,
             **arguments,
         )

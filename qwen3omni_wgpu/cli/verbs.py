@@ -123,6 +123,9 @@ class Common:
         str | None,
         typer.Option("--type", metavar="TYPE", help="weights made from a checkpoint: q8_0 (default), f16, bf16, f32"),
     ] = None
+    kv_type: Annotated[
+        str | None, typer.Option("--kv-type", metavar="TYPE", help="keys and values in the cache: f16 (default) or f32")
+    ] = None
     offline: Annotated[bool, typer.Option("--offline", help="take hub ids from the local cache only")] = False
     json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing on stderr but errors")] = False

@@ -12,6 +12,7 @@ from ..gpu import Pending, Plan, ReadBack, Tensor
 from ..models.audio import MOST_CHUNKS, AudioModel, column_bytes, layers, projector, stem
 from ..ops.attention_windows import QUERIES, window_tiles
 from ..runner import Runner
+from .steps import Steps, finish
 
 Progress = Callable[[int, int], None]
 
@@ -54,6 +55,10 @@ class AudioEncoder:
 
         progress(mel frames done, T) after every group of windows. InvalidRequest for features of another shape.
         """
+        return finish(self.encode_steps(mel), progress)
+
+    def encode_steps(self, mel: np.ndarray) -> Steps[np.ndarray]:
+        """`encode` as a generator of (mel frames done, T)."""
         c = self.model.config
         if mel.ndim != 2 or mel.shape[0] != c.n_mels or mel.shape[1] < 1 or mel.dtype != np.float32:
             raise InvalidRequest(
@@ -65,22 +70,21 @@ class AudioEncoder:
         out = np.empty((self.n_tokens(frames), c.output_dim), np.float32)
         pending: list[tuple[int, Pending]] = []  # while one group is fetched, the GPU has the next to do
 
-        def fetch() -> None:
+        def fetch() -> tuple[int, int]:
             start, rows = pending.pop(0)
             stop = min(frames, start + group)
             first, last = self.n_tokens(start), self.n_tokens(stop)
             out[first:last] = rows.result()[0][: last - first]
-            if progress:
-                progress(stop, frames)
+            return stop, frames
 
         try:
             for start in range(0, frames, group):
                 pending.append((start, self._submit(mel[:, start : start + group])))
                 if len(pending) > 1:
-                    fetch()
+                    yield fetch()
             while pending:
-                fetch()
-        finally:  # after an error, too, buffers that are on their way must come back
+                yield fetch()
+        finally:  # after an error or an early end, too, buffers that are on their way must come back
             for _, rows in pending:
                 rows.result()
         return out
