@@ -13,6 +13,7 @@ from ..gpu import Pending, Plan, ReadBack, Tensor
 from ..models.vision import Rows, VisionModel, block, deepstack, embed, merger, places, prepare
 from ..ops.attention_windows import QUERIES, most_window_keys, window_tiles
 from ..runner import Runner
+from .steps import Steps, finish
 
 Grid = tuple[int, int, int]
 Patches = Callable[[int, int], np.ndarray]
@@ -81,18 +82,9 @@ class VisionEncoder:
         in the order of merged squares; progress(done, total) after every chunk of a block.
         Raises InvalidRequest (grid or patches of another shape), OutOfDeviceMemory (too large a picture).
         """
-        steps = self.encode_steps(grid, patches)
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as stop:
-                return stop.value
-            if progress:
-                progress(done, total)
+        return finish(self.encode_steps(grid, patches), progress)
 
-    def encode_steps(
-        self, grid: Grid, patches: Patches
-    ) -> Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]:
+    def encode_steps(self, grid: Grid, patches: Patches) -> Steps[tuple[np.ndarray, np.ndarray]]:
         """`encode` as a generator of (done, total)."""
         c = self.model.config
         t, height, width = self._check(grid)
