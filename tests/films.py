@@ -45,11 +45,15 @@ def film(
     sound_at: float = 0.0,
     sound_rate: int = 16000,
     sound_codec: str = "pcm_s16le",
+    muxer: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """A video file: numbered frames at a rate, or at `times` in milliseconds; and sound int16 [S] or [S, 2]."""
+    """A video file: numbered frames at a rate, or at `times` in milliseconds; and sound int16 [S] or [S, 2].
+
+    muxer, options: FFmpeg's, of the container and of the codec.
+    """
     file = io.BytesIO()
-    with av.open(file, "w", format=kind) as container:
+    with av.open(file, "w", format=kind, container_options=muxer) as container:
         video: Any = container.add_stream(codec, rate=rate, options={"g": "10", **options})
         video.height, video.width = size
         video.pix_fmt = pixels

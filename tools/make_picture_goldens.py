@@ -29,7 +29,14 @@ from oracle.hf_pictures import (  # noqa: E402
 from reference.goldens import FOLDER  # noqa: E402
 
 SEED = 32
-PICTURES = {"pixel": (1, 1), "wide": (37, 90), "tall": (90, 41), "flat": (7, 300), "shrunk": (103, 171)}
+PICTURES = {
+    "pixel": (1, 1),
+    "wide": (37, 90),
+    "tall": (90, 41),
+    "flat": (7, 300),
+    "shrunk": (103, 171),
+    "squeezed": (39, 114),
+}
 MOST = 8192  # pixels; in the release it would take millions for a picture to be shrunk
 VIDEO, LIMITS = (5, 41, 73), (2048, 4096)
 

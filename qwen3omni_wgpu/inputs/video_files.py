@@ -113,8 +113,6 @@ def scan(container: InputContainer, name: str, max_seconds: float) -> Track:
             f"{name}: its pictures are coded in a way that FFmpeg does not know; convert them to H.264"
         )
     base = stream.time_base or Fraction(1, 1000)
-    if (container.duration or 0) > max_seconds * 1e6:  # microseconds
-        raise _too_long(name, max_seconds)
     times, end, timed, most = array("q"), 0, True, int(max_seconds / base)
     for packet in container.demux(stream):
         if not packet.size or packet.is_discard:  # the last one, which flushes; frames before the cut of an edit

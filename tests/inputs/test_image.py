@@ -77,7 +77,7 @@ def test_sizes_are_those_of_transformers() -> None:
         assert smart_resize(height, width, 32, least, most) == (tall, wide), (height, width, least, most)
 
 
-@pytest.mark.parametrize("name", ["pixel", "wide", "tall", "flat", "shrunk"])
+@pytest.mark.parametrize("name", ["pixel", "wide", "tall", "flat", "shrunk", "squeezed"])
 def test_pixels_are_those_of_transformers(name: str) -> None:
     picture = load_image(GOLDENS[name], replace(RULES, max_pixels=MOST))
     expected = GOLDENS[f"{name}_levels"]
@@ -363,6 +363,7 @@ def test_decompression_bombs_are_refused_from_their_header() -> None:
     tracemalloc.stop()
     assert peak < 1 << 20
     assert "damaged" in refused(header_only(10000, 10000))  # below the limit, so it was looked into
+    assert "far more pixels than Pillow decodes" in refused(header_only(60000, 60000))
     limited = refused(stored(Image.new("RGB", (96, 64))), max_source_pixels=6000)
     assert "has 96 x 64 pixels, more than the 6,000 that are decoded" in limited
     assert "more than the 6,000" in refused(np.zeros((64, 96, 3), np.uint8), max_source_pixels=6000)

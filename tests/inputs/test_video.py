@@ -7,6 +7,7 @@ import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image
 from reference.goldens import FOLDER
 
 pytest.importorskip("av", reason="video needs PyAV (the [video] extra)")
+import av
 from films import SIZE, film, number, numbered
 
 from qwen3omni_wgpu.errors import InvalidRequest
+from qwen3omni_wgpu.inputs import video_files
 from qwen3omni_wgpu.inputs.audio import AudioFrontEnd, from_waveform
 from qwen3omni_wgpu.inputs.image import PictureRules, load_image
 from qwen3omni_wgpu.inputs.video import Video, chosen, frame_count, frame_limit, load_video
@@ -89,14 +92,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "mov": {"kind": "mov"},
     "avi": {"kind": "avi"},
     "mkv": {"kind": "matroska"},
-    "mkv 29.97": {"kind": "matroska", "rate": Fraction(30000, 1001), "frames": 60},
+    "mkv 29.97": {"kind": "matroska", "rate": Fraction(30000, 1001), "frames": 100},
     "mp4 with B frames": {"bf": "2"},
     "mkv with B frames": {"kind": "matroska", "bf": "2"},
     "lossless": {"kind": "matroska", "codec": "ffv1", "pixels": "bgr0"},
     "gif": {"kind": "gif", "codec": "gif", "pixels": "rgb8"},
     "ts": {"kind": "mpegts", "codec": "mpeg2video", "rate": 25, "frames": 50},
     "flv": {"kind": "flv", "codec": "flv1"},
-    "no timestamps": {"kind": "m4v", "rate": 25, "frames": 50},
+    "no timestamps": {"kind": "h264", "codec": "libx264", "rate": 25, "frames": 50},
     "mjpeg": {"kind": "matroska", "codec": "mjpeg", "pixels": "yuvj420p"},
 }
 
@@ -104,13 +107,16 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds(tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str) -> None:
     recipe = KINDS[kind]
+    if recipe.get("codec") == "libx264" and "libx264" not in av.codecs_available:
+        pytest.skip("this FFmpeg cannot make H.264")
     data = film(**recipe)
     path = tmp_path / "film.wrong"  # the content decides, not the name
     path.write_bytes(data)
     video = load_video(path, RULES)
     total, rate = recipe.get("frames", 20), recipe.get("rate", 10)
-    assert numbers(video) == [i * total // 4 for i in range(4)]
-    assert video.seconds_per_grid == pytest.approx(2 * total / float(rate) / 4)
+    count = int(total / rate) * 2
+    assert numbers(video) == [i * total // count for i in range(count)]
+    assert video.seconds_per_grid == pytest.approx(2 * total / float(rate) / count)
     assert video.audio is None
     assert video.name == str(path)
     assert load_video(io.BytesIO(data), RULES).digest == video.digest
@@ -130,6 +136,10 @@ def test_how_many_frames() -> None:
     assert numbers(load_video(data, RULES, fps=1000)) == list(range(100))
     for total, expected in ((1, [0, 0]), (2, [0, 1]), (3, [0, 1]), (5, [0, 1, 2, 3])):
         assert numbers(load_video(film(frames=total), RULES)) == expected
+    one = load_video(film(frames=1), RULES)
+    np.testing.assert_array_equal(one.frames[0], one.frames[1])
+    assert one.frames.max() > 200
+    assert one.seconds_per_grid == pytest.approx(0.2)
 
 
 def test_frames_that_do_not_come_regularly() -> None:
@@ -283,8 +293,6 @@ def test_gaps_of_the_sound_are_silent() -> None:
 
 def remuxed_without_sound(data: bytes, start: float, stop: float) -> bytes:
     """The file without the sound's packets from start to stop seconds."""
-    import av
-
     out = io.BytesIO()
     with av.open(io.BytesIO(data)) as source, av.open(out, "w", format="matroska") as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
@@ -366,9 +374,34 @@ def test_endless_videos() -> None:
     assert "is longer than the 1 s" in refused(film("m4v", frames=50, rate=25), max_seconds=1)
 
 
+def test_reading_stops_where_a_video_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = film("avi", frames=90)
+    data = data[: int(len(data) * 0.7)]
+    monkeypatch.setattr(video_files, "cut_off_video", lambda file: None)
+    assert "frames is not whole" in refused(data)  # the last packet
+    assert "is longer than the 3 s" in refused(data, max_seconds=3)  # found before it
+
+
 def test_frames_of_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3omni_wgpu.inputs.video_files.MAX_SOURCE_PIXELS", 6000)
-    assert "has frames of 96 x 64 pixels, more than the 6,000" in refused(film())
+    frame = av.VideoFrame(96, 64, "rgb24")
+    assert video_files._upright(frame, "x").size == (96, 64)
+    monkeypatch.setattr(video_files, "MAX_SOURCE_PIXELS", 6000)
+    with pytest.raises(InvalidRequest, match="x: has frames of 96 x 64 pixels, more than the 6,000"):
+        video_files._upright(frame, "x")  # they may grow on the way
+    monkeypatch.setattr(video_files, "_upright", None)
+    assert "has frames of 96 x 64 pixels, more than the 6,000" in refused(film())  # before any is decoded
+
+
+def test_frames_that_never_come() -> None:
+    """Some decoders drop what they cannot decode without a word."""
+    pictures = [SimpleNamespace(pts=pts) for pts in (0, 1000, 2000)]
+    stream = SimpleNamespace(index=0, codec_context=SimpleNamespace(width=96, height=64))
+    times = np.arange(0, 60_000, 1000)
+    track = video_files.Track(0, times, 60_000, Fraction(1, 1000), True, 60.0)
+    for found, message in (([], "none of its frames can be decoded"), (pictures, r"cannot be decoded after 2\.0 s")):
+        container: Any = SimpleNamespace(streams=SimpleNamespace(video=[stream]), decode=lambda _, found=found: found)
+        with pytest.raises(InvalidRequest, match=message):
+            list(video_files.frames_at(container, track, times[3:4] + 50_000, "x"))
 
 
 def test_strips_are_refused() -> None:
