@@ -1,11 +1,15 @@
 """Prompts with pictures, sound and video through the whole pipeline on the GPU, against transformers' processor and
 thinker (tests/goldens/media.npz)."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import soundfile
+from films import film as film_file
 from media_prompts import RATE, film, picture, prompts, sound
+from PIL import Image
 from reference.goldens import FOLDER, arrays_hash
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -157,3 +161,64 @@ def test_refusals(omni):
     assert "\n" not in str(caught.value)
     with pytest.raises(InvalidRequest, match="pictures have no sound"):
         omni.stream([{"role": "user", "content": [{"type": "video", "video": film(1, 2), "sound": True}]}])
+
+
+# Files that are not what they should be -----------------------------------------------------------------------------
+
+
+def _bytes_of(samples: np.ndarray, subtype: str = "PCM_16", format: str = "WAV") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, subtype=subtype, format=format)
+    return buffer.getvalue()
+
+
+def _png(height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1, height, width)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bad_files() -> dict[str, tuple[str, bytes, str]]:
+    """What is wrong -> (kind, bytes, words of the message)."""
+    flac, png, movie = _bytes_of(sound(1, 8000), format="FLAC"), _png(64, 64), film_file(frames=6)
+    nan = np.where(np.arange(4000) == 1234, np.nan, sound(2, 4000)).astype(np.float32)
+    return {
+        "truncated.flac": ("audio", flac[: len(flac) // 2], "cut off"),
+        "truncated.png": ("image", png[: len(png) // 2], "truncated"),
+        "truncated.mp4": ("video", movie[: len(movie) // 2], "cut off"),
+        "empty.wav": ("audio", b"", "empty"),
+        "empty.png": ("image", b"", "empty"),
+        "empty.mp4": ("video", b"", "empty"),
+        "text.wav": ("audio", b"hello, I am a text\n" * 40, "not"),
+        "text.png": ("image", b"hello, I am a text\n" * 40, "not"),
+        "sound.png": ("image", flac, "not"),
+        "sound.mp4": ("video", flac, "no"),
+        "one_sample.wav": ("audio", _bytes_of(sound(3, 1)), "too short"),
+        "nan.wav": ("audio", _bytes_of(nan, "FLOAT"), "a sample of nan"),
+        "thin.png": ("image", _png(1, 300), "200"),
+    }
+
+
+def test_bad_files_are_refused_in_one_line(omni, tmp_path):
+    for name, (kind, data, words) in bad_files().items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(InvalidRequest) as caught:
+            omni.stream([{"role": "user", "content": [{"type": kind, kind: str(path)}]}])
+        message = str(caught.value)
+        assert name in message, name
+        assert words in message, (name, message)
+        assert "\n" not in message
+        assert len(message.replace(str(tmp_path), "")) < 200, message
+
+
+def test_odd_files_that_are_sound(omni, tmp_path):
+    """One pixel is enlarged, as by the reference; content decides, not the name; one frame is a video."""
+    for name, kind, data, tokens in (
+        ("pixel.png", "image", _png(1, 1), 4),
+        ("flac.wav", "audio", _bytes_of(sound(4, 1600), format="FLAC"), 2),
+        ("still.mp4", "video", film_file(frames=1), 140),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert omni.check_media({"type": kind, kind: str(path)}).endswith(f"{tokens} tokens")
