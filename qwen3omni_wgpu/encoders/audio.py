@@ -16,8 +16,10 @@ from .steps import Steps, finish
 
 Progress = Callable[[int, int], None]
 
-# Tokens that go through the layers together, in whole windows: enough to fill a GPU.
+# Tokens that go through the layers together, in whole windows: enough to fill a GPU. On a CPU more than one window
+# gains nothing, and it is told sooner how far things are.
 GROUP_TOKENS = 512
+GROUP_TOKENS_SOFTWARE = 1
 # No intermediate result of the convolutions is larger, unless that of a single chunk is.
 STEM_BYTES = 64 << 20
 _ALL = 1 << 20  # more rows than any plan here has
@@ -30,8 +32,8 @@ class AudioEncoder:
         self.model = model
         self.runner = runner
         c, device = model.config, model.device
-        # On a CPU larger groups gain nothing, and smaller ones tell sooner how far they are.
-        windows = 1 if device.info.software else max(1, GROUP_TOKENS // c.window_tokens)
+        most = GROUP_TOKENS_SOFTWARE if device.info.software else GROUP_TOKENS
+        windows = max(1, most // c.window_tokens)
         self._chunks = windows * c.window_chunks  # of a group
         self._together = max(1, min(MOST_CHUNKS, self._chunks, STEM_BYTES // column_bytes(c)))
         rows, tiles = windows * c.window_tokens, windows * -(-c.window_tokens // QUERIES)

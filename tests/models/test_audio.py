@@ -127,6 +127,18 @@ def test_every_op_agrees_with_its_twin(tiny, device, monkeypatch):
         np.testing.assert_array_equal(checked, encoder.encode(features(3, 301)))
 
 
+def test_groups_of_windows(tmp_path, device, monkeypatch):
+    """Several windows at a time, and their chunks four by four and one by one, as on a GPU."""
+    monkeypatch.setattr("qwen3omni_wgpu.encoders.audio.GROUP_TOKENS_SOFTWARE", 85)  # three windows of 26
+    monkeypatch.setattr("qwen3omni_wgpu.encoders.audio.MOST_CHUNKS", 4)
+    seed = new_seed()
+    file, twin = write(tmp_path / "model", seed)
+    with Loaded(file, device) as encoder:
+        for frames in (57, 333, 1100, 1201):
+            mel = features(seed, frames)
+            assert relative(encoder.encode(mel), twin.forward(mel)) < TOLERANCE, frames
+
+
 @pytest.mark.slow
 def test_the_rules_for_gpus(tmp_path, device, monkeypatch):
     """Groups of many windows and the kernels of a real GPU, on the software adapter."""
