@@ -149,7 +149,7 @@ def test_a_text_that_was_cut_short_is_reported(command, model, short) -> None:
 
 
 def test_options_reach_the_model(command, model, sound) -> None:
-    made = model(*"abcdefgh")
+    made = model(*"abcdefghijkl")  # more than 70 s has windows of 10 s
     asking = ["--language", "de", "--window", "10", "--temp", "0.5", "-n", "20", "-s", "7"]
     assert command("transcribe", str(sound), *asking, "-m", "x.gguf", "-c", "128").status == 0
     asked = made.asked[0]
