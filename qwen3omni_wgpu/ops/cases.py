@@ -188,13 +188,17 @@ def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
 
 
 def _layer_norm(plan: Plan, rng: Rng, n: int, d: int, per_token: int = 1) -> list[Tensor]:
-    x = normal(plan, rng, n * per_token, d)
-    return [layer_norm(plan, x, *(normal(plan, rng, d, name=name) for name in ("weight", "bias")), 1e-5, per_token)]
+    x, weight, bias = normal(plan, rng, n * per_token, d), *_norm_weights(plan, rng, d)
+    return [layer_norm(plan, x, weight, bias, 1e-5, per_token)]
 
 
 def _add_layer_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
-    return list(add_layer_norm(plan, x, residual, *(normal(plan, rng, d, name=name) for name in ("w", "b")), 1e-6))
+    return list(add_layer_norm(plan, x, residual, *_norm_weights(plan, rng, d), 1e-6))
+
+
+def _norm_weights(plan: Plan, rng: Rng, d: int) -> tuple[Tensor, Tensor]:
+    return normal(plan, rng, d, name="weight"), normal(plan, rng, d, name="bias")
 
 
 def _rope(
