@@ -276,6 +276,9 @@ def test_metadata_that_cannot_be(tiny, metadata, error, message):
 def test_tensors_that_are_missing_or_too_many(tiny):
     with pytest.raises(InvalidModelFile, match=r"a\.position_embd\.weight"):
         AudioConfig.from_gguf(changed(tiny, without=("a.position_embd.weight",)))
+    short = dataclasses.replace(tiny.tensors["a.position_embd.weight"], shape=(12, 64))
+    with pytest.raises(InvalidModelFile, match=r"a\.position_embd\.weight' has shape \[12, 64\], expected \[13, 64\]"):
+        AudioConfig.from_gguf(changed(tiny, add={"a.position_embd.weight": short}))
     extra = tiny.tensors["a.post_ln.weight"]
     with pytest.raises(UnsupportedModel, match=r"the result would be wrong: 'mm\.a\.norm\.weight'; use another model"):
         AudioConfig.from_gguf(changed(tiny, add={"mm.a.norm.weight": extra}))
