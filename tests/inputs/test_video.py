@@ -371,7 +371,9 @@ def test_endless_videos() -> None:
     assert load_video(data, RULES, max_seconds=3600).grid[0] == 1
     hour = film("mpegts", "mpeg2video", frames=90, rate=25)  # its length is not in a header
     assert "is longer than the 3 s" in refused(hour, max_seconds=3)
-    assert "is longer than the 1 s" in refused(film("m4v", frames=50, rate=25), max_seconds=1)
+    if "libx264" in av.codecs_available:
+        raw = film("h264", "libx264", frames=50, rate=25)  # it has no timestamps
+        assert "is longer than the 1 s" in refused(raw, max_seconds=1)
 
 
 def test_reading_stops_where_a_video_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
