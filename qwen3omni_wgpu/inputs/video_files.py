@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Ticks = npt.NDArray[np.int64]
 
+_LEAST = (17, 1)  # PyAV before it crashes when a file without a header (FLV, MPEG-TS) is opened with options
 _MOST_PACKETS = 5_000_000  # three hours have 2.6 million frames at 240 a second
 _SLACK = 0.1  # seconds that the timestamps of sound may be off before silence is put in or a piece left out
 _SILENCE = 1 << 18  # samples of it that are made at once
@@ -69,6 +70,10 @@ def opened(blob: Blob) -> Iterator[InputContainer]:
     except ImportError as error:
         raise InvalidRequest("video needs PyAV; install it: pip install 'qwen3omni-wgpu[video]'") from error
 
+    if tuple(int(part) for part in av.__version__.split(".")[:2]) < _LEAST:
+        raise InvalidRequest(
+            f"PyAV {av.__version__} crashes on some videos; update it: pip install -U 'qwen3omni-wgpu[video]'"
+        )
     with blob.open() as file:
         if lost := cut_off_video(file):
             raise _damaged(blob.name, lost)

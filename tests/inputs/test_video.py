@@ -459,3 +459,12 @@ def test_without_pyav() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "video needs PyAV; install it: pip install 'qwen3omni-wgpu[video]'\n"
+
+
+def test_a_pyav_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("17.0.0", "9.2.0"):
+        monkeypatch.setattr(av, "__version__", version)
+        assert refused(film()).startswith(f"PyAV {version} crashes on some videos; update it")
+    for version in ("17.1.0", "18.0.0rc1", "20.0"):
+        monkeypatch.setattr(av, "__version__", version)
+        assert load_video(film(), RULES).grid[0] == 2
