@@ -53,6 +53,7 @@ class Step:
     outputs: list[tuple[Tensor, Part]]
     grid: tuple[int, int, int]
     immediates: bytes = b""
+    state: Tensor | None = None  # the plan's when this step was added
     nbytes: int = 0
     flops: int = 0
     poison: list[Tensor] = field(default_factory=list)  # debug runner: filled with NaN before this step
@@ -73,7 +74,8 @@ class Plan:
 
     device: Device
     name: str = "plan"
-    state: Tensor = None  # type: ignore[assignment]  # uint32 [n_past, n_tokens], read by every kernel
+    # uint32 [n_past, n_tokens], read by every kernel; another one for the steps that follow may be set between ops
+    state: Tensor = None  # type: ignore[assignment]
     activations: str = "f32"  # "q8": matmuls with quantised weights quantise their input, too
     steps: list[Step] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)  # results that several ops share, such as quantised activations
@@ -118,6 +120,7 @@ class Plan:
             [_binding(item) for item in outputs],
             grid,
             packed,
+            self.state,
             nbytes,
             flops,
         )
@@ -240,7 +243,8 @@ class Plan:
             for tensor in step.poison:
                 tensor.fill(0xFF)
             arrays = [values(tensor) for tensor in step.check.inputs] if step.check else []
-            n_past, n_tokens = (int(value) for value in self.state.numpy()[:2])
+            assert step.state is not None
+            n_past, n_tokens = (int(value) for value in step.state.numpy()[:2])
             self.device.submit([self._encode([step])])
             if step.check:
                 expected = step.check.twin(n_past, n_tokens, *arrays)

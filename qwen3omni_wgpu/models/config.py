@@ -6,7 +6,7 @@ is refused by name, and so is a tensor that the forward pass would leave unused:
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidModelFile, UnsupportedModel
@@ -57,7 +57,7 @@ class TextConfig:
     rope_scale: linear factor, frequencies are divided by it. mrope_sections: pairs turned by t, h and w (interleaved
     M-RoPE), or None. ffn_dim is 0 for a mixture of experts; n_experts, n_experts_used and expert_dim are 0 for a dense
     model. norm_topk: the weights of the chosen experts are divided by their sum. tied_head: the embedding is also the
-    output matrix.
+    output matrix. shared_dim: of the expert that every token takes besides, 0 where there is none.
     """
 
     architecture: str
@@ -81,6 +81,7 @@ class TextConfig:
     norm_topk: bool
     context_length: int
     tied_head: bool
+    shared_dim: int = 0
 
 
 def text_config(file: GGUFFile) -> TextConfig:
@@ -141,13 +142,13 @@ def _layer_shapes(c: TextConfig) -> list[tuple[str, tuple[int, ...]]]:
         return [*shapes, ("ffn_gate", up), ("ffn_up", up), ("ffn_down", down)]
     up = (c.n_experts, c.expert_dim, c.dim)
     down = (c.n_experts, c.dim, c.expert_dim)
-    return [
-        *shapes,
-        ("ffn_gate_inp", (c.n_experts, c.dim)),
-        ("ffn_gate_exps", up),
-        ("ffn_up_exps", up),
-        ("ffn_down_exps", down),
-    ]
+    shapes += [("ffn_gate_inp", (c.n_experts, c.dim)), ("ffn_gate_exps", up), ("ffn_up_exps", up)]
+    shapes += [("ffn_down_exps", down)]
+    if not c.shared_dim:
+        return shapes
+    up, down = (c.shared_dim, c.dim), (c.dim, c.shared_dim)
+    shapes += [("ffn_gate_inp_shexp", (1, c.dim)), ("ffn_gate_shexp", up), ("ffn_up_shexp", up)]
+    return [*shapes, ("ffn_down_shexp", down)]
 
 
 def _architecture(file: GGUFFile) -> str:
@@ -237,7 +238,22 @@ def _known(arch: str) -> set[str]:
 
 
 def _build(keys: Keys, file: GGUFFile) -> TextConfig:
-    arch, moe = keys.arch, keys.arch in _MOE
+    arch = keys.arch
+    config = decoder_config(keys, moe=arch in _MOE, mrope=arch == "qwen3vlmoe")
+    return replace(
+        config,
+        vocab_size=_vocab_size(keys, file, config.dim),
+        rope_style="interleaved" if arch == "llama" else "neox",
+        qk_norm=arch != "llama",
+        tied_head="output.weight" not in file.tensors,
+    )
+
+
+def decoder_config(keys: Keys, *, moe: bool, mrope: bool) -> TextConfig:
+    """What the metadata say of a decoder like Qwen3's: QK-norm, neighbours half a head apart, a head of its own.
+
+    vocab_size as stated, 0 where it is not. InvalidModelFile or UnsupportedModel, naming the key.
+    """
     dim, n_layers = keys.integer("embedding_length"), keys.integer("block_count")
     n_heads = keys.integer("attention.head_count")
     n_kv_heads = keys.integer("attention.head_count_kv", n_heads)
@@ -248,27 +264,28 @@ def _build(keys: Keys, file: GGUFFile) -> TextConfig:
     rope_dim = _rope_dim(keys, head_dim)
     n_experts, n_used, expert_dim = _experts(keys) if moe else (0, 0, 0)
     return TextConfig(
-        architecture=arch,
+        architecture=keys.arch,
         n_layers=n_layers,
         dim=dim,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         ffn_dim=0 if moe else keys.integer("feed_forward_length"),
-        vocab_size=_vocab_size(keys, file, dim),
+        vocab_size=keys.integer("vocab_size", 0, low=0),
         norm_eps=_norm_eps(keys),
         rope_theta=keys.number("rope.freq_base", 10000.0),
         rope_dim=rope_dim,
-        rope_style="interleaved" if arch == "llama" else "neox",
+        rope_style="neox",
         rope_scale=_rope_scale(keys),
-        mrope_sections=_sections(keys, rope_dim) if arch == "qwen3vlmoe" else None,
-        qk_norm=arch != "llama",
+        mrope_sections=_sections(keys, rope_dim) if mrope else None,
+        qk_norm=True,
         n_experts=n_experts,
         n_experts_used=n_used,
         expert_dim=expert_dim,
         norm_topk=moe and _norm_topk(keys),
         context_length=context,
-        tied_head="output.weight" not in file.tensors,
+        tied_head=False,
+        shared_dim=keys.integer("expert_shared_feed_forward_length", 0, low=0) if moe else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
     h = x + Attention(RMSNorm(x))
     x = h + FFN(RMSNorm(h))          FFN: SwiGLU, or the K best of E SwiGLU experts by a softmax router
+                                          (and, in Qwen3-Omni's talker, one more that every token takes)
 
 Dims: N tokens, D model, H heads, KV key/value heads, HD head, F feed-forward, E experts, K experts a token,
 V vocabulary. Weights keep their GGUF names. Source: transformers modeling_llama, modeling_qwen3, modeling_qwen3_moe and
@@ -10,7 +11,7 @@ the thinker of modeling_qwen3_omni_moe; llama.cpp's tensor names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +25,23 @@ from ..weights import load_weights
 from .config import TextConfig, tensor_shapes, text_config
 
 # Matrices that read the same input and lie in one tensor where their types agree.
-TOGETHER = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
+TOGETHER = {
+    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    "ffn_gate_up": ("ffn_gate", "ffn_up"),
+    "ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp"),
+}
+_QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one tensor
 
 
-def _joined(config: TextConfig) -> dict[str, list[str]]:
-    wanted = [name for name in TOGETHER if name != "ffn_gate_up" or not config.n_experts]
-    return {
-        f"blk.{i}.{name}.weight": [f"blk.{i}.{member}.weight" for member in TOGETHER[name]]
-        for i in range(config.n_layers)
-        for name in wanted
-    }
+def _joined(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Joined name -> the file's names of its members, wherever all of them are wanted. names: ours -> the file's."""
+    found = {}
+    for name in names:
+        block, _, first = name.removesuffix(".weight").rpartition(".")
+        joined = next((key for key, members in TOGETHER.items() if members[0] == first), None)
+        if joined:
+            found[f"{block}.{joined}.weight"] = [names[f"{block}.{member}.weight"] for member in TOGETHER[joined]]
+    return found
 
 
 @dataclass
@@ -60,12 +68,26 @@ class TextModel:
         activations "auto": "q8" on a GPU, where the packed matvec takes a quarter of the float one's cycles (ACO);
         "f32" on a software adapter, where they have no instruction of their own (docs/LOG.md).
         """
+        config = text_config(file)
+        return cls.read(file, device, config, {name: name for name in tensor_shapes(config)}, activations, progress)
+
+    @classmethod
+    def read(
+        cls,
+        file: GGUFFile,
+        device: Device,
+        config: TextConfig,
+        names: Mapping[str, str],
+        activations: str = "f32",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TextModel:
+        """Read the tensors of a checked configuration. names: ours, as `tensor_shapes` has them -> the file's."""
         if activations == "auto":
             activations = "f32" if device.info.software else "q8"
-        config = text_config(file)
-        vectors = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one tensor, below
-        names = [name for name in tensor_shapes(config) if not name.endswith(vectors)]
-        weights = load_weights(device, file, names, progress, _joined(config))
+        wanted = {name: theirs for name, theirs in names.items() if not name.endswith(_QK_NORMS)}
+        ours = {theirs: name for name, theirs in wanted.items()}
+        read = load_weights(device, file, ours, progress, _joined(wanted))
+        weights = {ours.get(name, name): tensor for name, tensor in read.items()}
         factors = file.tensors.get("rope_freqs.weight")
         freqs = rope_frequencies(
             config.rope_dim, config.rope_theta, config.rope_scale, dequantize(factors) if factors else None
@@ -73,7 +95,7 @@ class TextModel:
         norms = []
         if config.qk_norm:
             for i in range(config.n_layers):
-                pair = [dequantize(file.tensors[f"blk.{i}.attn_{name}_norm.weight"]) for name in "qk"]
+                pair = [dequantize(file.tensors[names[f"blk.{i}.{name}"]]) for name in _QK_NORMS]
                 norms.append(Tensor.from_numpy(device, np.concatenate(pair), f"blk.{i}.attn_qk_norm"))
         return cls(device, config, weights, norms, Tensor.from_numpy(device, freqs, "rope freqs"), activations)
 
@@ -123,13 +145,21 @@ class KVCache:
 
 
 def forward(
-    plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache, deepstack: Sequence[Tensor] = ()
+    plan: Plan,
+    model: TextModel,
+    x: Tensor,
+    positions: Tensor,
+    cache: KVCache,
+    deepstack: Sequence[Tensor] = (),
+    taps: dict[int, Tensor | None] | None = None,
 ) -> Tensor:
     """Embeddings x [N, D] through all layers -> normalised hidden states [N, D]; keys and values go to the cache.
 
     deepstack: maps [N, D] of the vision tower, the i-th added to the output of layer i (zero rows for other tokens).
+    taps: gets, for the numbers of layers that are its keys, the hidden states [N, D] after them, before deepstack maps.
     """
     c = model.config
+    taps = {} if taps is None else taps
     h = ops.rms_norm(plan, x, model.layer(0, "attn_norm"), c.norm_eps)
     for i in range(c.n_layers):
         plan.scope = f"blk.{i}."
@@ -137,10 +167,14 @@ def forward(
         x, h = ops.add_rms_norm(plan, update, x, model.layer(i, "ffn_norm"), c.norm_eps)
         update = experts(plan, model, i, h) if c.n_experts else mlp(plan, model, i, h)
         if i < len(deepstack):
+            if i + 1 in taps:
+                taps[i + 1] = ops.add(plan, x, update)
             update = ops.add(plan, update, deepstack[i])
         last = i + 1 == c.n_layers
         norm = model.weights["output_norm.weight"] if last else model.layer(i + 1, "attn_norm")
         x, h = ops.add_rms_norm(plan, update, x, norm, c.norm_eps)
+        if taps.get(i + 1, x) is None:
+            taps[i + 1] = x
     plan.scope = ""
     return h
 
@@ -175,11 +209,19 @@ def mlp(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
 
 
 def experts(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
-    """Mixture of experts: softmax router over E, the K best renormalised, their SwiGLU outputs weighted and summed."""
+    """Mixture of experts: softmax router over E, the K best renormalised, their SwiGLU outputs weighted and summed.
+
+    The shared expert comes on top, times the sigmoid of its own row of a router.
+    """
     c = model.config
     logits = ops.matmul(plan, h, model.layer(i, "ffn_gate_inp"))  # [N, E]
     ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk)  # [N, K] each
     gate = ops.moe_matmul(plan, h, model.layer(i, "ffn_gate_exps"), ids)  # [N * K, F]
     up = ops.moe_matmul(plan, h, model.layer(i, "ffn_up_exps"), ids)
     hidden = ops.swiglu(plan, gate, up, per_token=c.n_experts_used)
-    return ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)
+    chosen = ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)
+    if not c.shared_dim:
+        return chosen
+    hidden = ops.matmul_swiglu(plan, h, model.together(i, "ffn_gate_up_shexp"))  # [N, S]
+    shared = ops.matmul(plan, hidden, model.layer(i, "ffn_down_shexp"))
+    return ops.add_gated(plan, chosen, shared, h, model.layer(i, "ffn_gate_inp_shexp"))

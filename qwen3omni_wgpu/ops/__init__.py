@@ -2,8 +2,10 @@
 
 from .attention import attention, store_rows
 from .attention_windows import window_attention, window_tiles
+from .codes import embed_code
 from .conv import conv_columns
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
+from .gated import add_gated
 from .gather import add_rows, embed, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -17,6 +19,7 @@ __all__ = [
     "ShapeError",
     "Variant",
     "add",
+    "add_gated",
     "add_layer_norm",
     "add_rms_norm",
     "add_rows",
@@ -24,6 +27,7 @@ __all__ = [
     "attention",
     "conv_columns",
     "embed",
+    "embed_code",
     "layer_norm",
     "load_rows",
     "matmul",

@@ -19,8 +19,10 @@ from ..reference import rope as rope_reference
 from ..reference import sample as sample_reference
 from .attention import attention, store_rows
 from .attention_windows import window_attention, window_tiles
+from .codes import embed_code
 from .conv import conv_columns
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
+from .gated import add_gated
 from .gather import add_rows, embed, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -167,6 +169,14 @@ def _embed(plan: Plan, rng: Rng, type: str, n: int, v: int, d: int) -> list[Tens
     return [embed(plan, weight(plan, rng, (v, d), type), ids)]
 
 
+def _embed_code(plan: Plan, rng: Rng, type: str, v: int, d: int, before: bool) -> list[Tensor]:
+    # One in four is no row at all.
+    id = Tensor.from_numpy(plan.device, rng.integers(0, v + v // 3, 1).astype(np.uint32), "id")
+    table, total = weight(plan, rng, (v, d), type), normal(plan, rng, 1, d, name="total")
+    first = normal(plan, rng, 1, d, name="before") if before else None
+    return [embed_code(plan, table, id, total, first), total]
+
+
 def _conv_columns(plan: Plan, rng: Rng, n: int, t: int, f: int, c: int, valid: int, scale: int = 1) -> list[Tensor]:
     frames = Tensor.from_numpy(plan.device, np.array([valid], np.uint32), "valid")
     return [conv_columns(plan, normal(plan, rng, n * t * f, c), frames, (t, f), scale)]
@@ -295,6 +305,11 @@ def _softmax(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [softmax(plan, normal(plan, rng, n, d, scale=4.0))]
 
 
+def _add_gated(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+    x, extra, h = (normal(plan, rng, n, d, name=name) for name in ("x", "extra", "h"))
+    return [add_gated(plan, x, extra, h, normal(plan, rng, 1, d, name="gate", scale=d**-0.5))]
+
+
 def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool) -> list[Tensor]:
     return list(moe_gate(plan, normal(plan, rng, n, e, scale=2.0), k, renormalise))
 
@@ -348,6 +363,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "moe_matmul": _moe_matmul,
     "quantize_q8": _quantize,
     "embed": _embed,
+    "embed_code": _embed_code,
     "conv_columns": _conv_columns,
     "add_rows": _add_rows,
     "rms_norm": _rms_norm,
@@ -365,6 +381,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "add": _add,
     "replace_rows": _replace_rows,
     "softmax": _softmax,
+    "add_gated": _add_gated,
     "moe_gate": _moe_gate,
     "moe_combine": _moe_combine,
     "argmax": _argmax,
@@ -429,6 +446,8 @@ CASES: tuple[Case, ...] = (
     _case("quantize_q8", n=37, d=576),
     *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),
     _case("embed", type="q8_0", n=3, v=4096, d=2048),
+    *(_case("embed_code", type=t, v=40, d=96, before=b) for t in TYPES for b in (False, True)),
+    *(_case("embed_code", type=t, v=3072, d=1024, before=b) for t, b in (("q8_0", True), ("f16", False))),
     *(_case("conv_columns", n=n, t=t, f=f, c=c, valid=v, scale=s)
       for n, t, f, c, v, s in ((1, 100, 128, 1, 100, 1), (2, 50, 64, 32, 99, 2), (1, 25, 32, 480, 100, 4),
                                (2, 13, 5, 6, 7, 1), (1, 1, 1, 8, 1, 1))),
@@ -477,6 +496,7 @@ CASES: tuple[Case, ...] = (
     _case("add", n=5, f=2048),
     *(_case("replace_rows", n=n, d=d, used=u) for n, d, u in ((7, 2048, 5), (1, 64, None), (9, 36, None))),
     *(_case("softmax", n=n, d=d) for n, d in ((3, 128), (2, 1000))),
+    *(_case("add_gated", n=n, d=d) for n, d in ((1, 1024), (5, 100))),
     *(_case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),
     *(_case("moe_combine", n=n, k=k, d=d) for n, k, d in ((1, 8, 2048), (5, 2, 36))),

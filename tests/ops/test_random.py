@@ -171,6 +171,9 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},
     ),
+    "embed_code": st.fixed_dictionaries(
+        {"type": st.sampled_from(TYPES), "v": some(1, 70), "d": blocks(40), "before": st.booleans()},
+    ),
     "conv_columns": st.fixed_dictionaries(
         {"n": some(1, 4), "t": some(1, 9), "f": some(1, 9), "c": some(1, 12), "valid": some(1, 40), "scale": some(1, 4)}
     ),
@@ -192,6 +195,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "add": rows(9, fours(300), "f"),
     "replace_rows": rows(9, fours(300)),
     "softmax": rows(9, some(1, 700)),
+    "add_gated": rows(9, some(1, 300)),
     "moe_gate": gates(),
     "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
     "argmax": rows(4, some(1, 1500), "v"),
@@ -201,7 +205,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
-PADDED = tuple(op for op in PARAMS if op not in ("argmax", "top_k", "penalize", "select_row", "rope_qkv"))
+PADDED = tuple(op for op in PARAMS if op not in ("argmax", "top_k", "penalize", "select_row", "rope_qkv", "embed_code"))
 
 
 def build(device: Device, op: str, seed: int, params: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
