@@ -105,6 +105,15 @@ def read_bytes(info: Info, start: int, stop: int, out: memoryview) -> None:
         _convert(info, start, stop, out)
 
 
+def read_rows(info: Info, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Some rows of a matrix, dequantised: float32 [len(indices), columns]. Raises what read_bytes raises."""
+    size = info.nbytes // info.shape[0]
+    raw = np.empty((len(indices), size), np.uint8)
+    for row, index in zip(raw, indices, strict=True):
+        read_bytes(info, index * size, (index + 1) * size, row.data)
+    return quants.decode(raw.reshape(-1), info.type).reshape(len(indices), info.shape[1])
+
+
 def encode(
     info: Info, values: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], source: TensorInfo | None = None
 ) -> None:
