@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import InvalidRequest, OutOfDeviceMemory
-from ..gpu import Pending, Plan, ReadBack, Tensor
+from ..gpu import Plan, ReadBack, Tensor
 from ..models.vision import Rows, VisionModel, block, deepstack, embed, merger, places, prepare
 from ..ops.attention_windows import QUERIES, most_window_keys, window_tiles
 from ..runner import Runner
@@ -136,6 +136,10 @@ class VisionEncoder:
         self._tiles.write(window_tiles(spans, self._tiles.shape[0]))
         self.runner.run(plans.block[i])
 
+    def result(self, plans: _Plans, k: int) -> np.ndarray:
+        """Result k of the placed rows, followed by rows that mean nothing. Waits."""
+        return self.runner.start([plans.results[k]], plans.read).result()[0]
+
     # Recording ------------------------------------------------------------------------------------------------------
 
     def _recorded(self, count: int) -> _Plans:
@@ -223,25 +227,18 @@ class _Group:
             at = np.arange(start, stop) % self.area
             encoder.place(start, stop)
             encoder.embed(plans, patches(self.first + start, self.first + stop), ids[at], weights[at])
-        pending: list[tuple[np.ndarray, Pending]] = []
-        try:
-            for i in range(c.n_layers):
-                for start, stop in chunks:
-                    encoder.place(start, stop)
-                    encoder.prepare(plans, i, positions[np.arange(start, stop) % self.area])
-                for start, stop in chunks:
-                    encoder.place(start, stop)
-                    encoder.block(plans, i, self._spans(start, stop))
-                    for k in self._results(i):
-                        target = out[k, start // c.unit : stop // c.unit]
-                        pending.append((target, encoder.runner.start([plans.results[k]], plans.read)))
-                    device.wait()  # so that the progress is true, and the queue short
-                    while pending:
-                        _fetch(pending)
-                    yield
-        finally:  # after an error, too, buffers that are on their way must come back
-            while pending:
-                _fetch(pending)
+        for i in range(c.n_layers):
+            for start, stop in chunks:
+                encoder.place(start, stop)
+                encoder.prepare(plans, i, positions[np.arange(start, stop) % self.area])
+            for start, stop in chunks:
+                encoder.place(start, stop)
+                encoder.block(plans, i, self._spans(start, stop))
+                for k in self._results(i):
+                    rows = out[k, start // c.unit : stop // c.unit]
+                    rows[:] = encoder.result(plans, k)[: len(rows)]
+                device.wait()  # so that the progress is true, and the queue short
+                yield
 
     def _results(self, i: int) -> list[int]:
         """Numbers of the results that are read after block i: of its tap, and at the end the tower's own."""
@@ -252,11 +249,6 @@ class _Group:
         """Rows of the chunk, counted from its start, and the keys they see: those of their own step in time."""
         edges = range(start // self.area * self.area, stop, self.area)
         return [(max(at, start) - start, min(at + self.area, stop) - start, at, at + self.area) for at in edges]
-
-
-def _fetch(pending: list[tuple[np.ndarray, Pending]]) -> None:
-    target, rows = pending.pop(0)
-    target[:] = rows.result()[0][: len(target)]
 
 
 def _tiles(size: int) -> int:
