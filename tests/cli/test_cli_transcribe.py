@@ -186,7 +186,6 @@ def test_sound_from_a_pipe(command, model) -> None:
     ([__file__, "--language", "x"], ["'x'", "English name"]),
     ([__file__, "--window", "0"], ["window of 0 s"]),
     ([__file__, "--temp", "-1"], ["temperature"]),
-    ([__file__, "--voice", "Ethan"], ["voice"]),
     ([], ["FILE"]),
 ])  # fmt: skip
 def test_refusals_before_the_model_is_loaded(command, model, args, words) -> None:
