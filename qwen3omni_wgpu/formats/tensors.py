@@ -107,6 +107,8 @@ def read_bytes(info: Info, start: int, stop: int, out: memoryview) -> None:
 
 def read_rows(info: Info, indices: Sequence[int]) -> npt.NDArray[np.float32]:
     """Some rows of a matrix, dequantised: float32 [len(indices), columns]. Raises what read_bytes raises."""
+    if not len(indices):
+        return np.empty((0, info.shape[1]), np.float32)
     size = info.nbytes // info.shape[0]
     raw = np.empty((len(indices), size), np.uint8)
     for row, index in zip(raw, indices, strict=True):

@@ -20,7 +20,7 @@ from qwen3omni_wgpu.runner import Runner  # noqa: E402
 
 pytestmark = [pytest.mark.oracle, pytest.mark.gpu]
 
-# As in tests/models/test_audio.py.
+# As in tests/models/test_audio_tower.py.
 TOLERANCE = 2e-5
 LENGTHS = (1, 2, 7, 8, 9, 50, 99, 100, 101, 108, 199, 200, 201, 300, 337, 399, 400, 401, 800, 3100)
 

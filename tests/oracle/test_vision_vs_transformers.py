@@ -8,11 +8,14 @@ import pytest
 from reference.vision_goldens import Grid, pixels
 from tiny_checkpoint import write_tiny_checkpoint
 
-from oracle.vision_tower import VisionOracle
 from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.encoders.vision import VisionEncoder
 from qwen3omni_wgpu.models.vision import VisionModel
 from qwen3omni_wgpu.runner import Runner
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from oracle.vision_tower import VisionOracle  # noqa: E402
 
 pytestmark = [pytest.mark.oracle, pytest.mark.gpu]
 
