@@ -58,9 +58,12 @@ class Timings:
 class Engine:
     """A text model with a KV cache for `ctx_size` tokens."""
 
-    def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None):
+    def __init__(
+        self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None, tap_layer: int = 0
+    ):
         """kv_type "f16" or "f32"; runner: shared with the model's other parts.
 
+        tap_layer: of tokens that stand for media, the hidden states after so many layers are kept (`hidden`); 0 = none.
         OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold.
         """
         if kv_type not in ("f16", "f32"):
@@ -74,6 +77,8 @@ class Engine:
         self.tokens: list[int] = []
         self._keys: list[Hashable] = []  # what each cached token is: Prompt.keys
         self._past = np.zeros((ctx_size, 3), np.float32)  # positions of the cached tokens
+        self._tap_layer = tap_layer
+        self._hidden: np.ndarray | None = None  # [ctx_size, D], of the cached tokens that stand for media
         self.timings = Timings()
         self.runner = runner or Runner(self.device)
         _check_cache_size(model, ctx_size, kv_type)
@@ -133,14 +138,26 @@ class Engine:
         for first in range(start, stop, self.buckets[-1]):
             step = prompt.step(first, min(stop, first + self.buckets[-1]))
             done = first + len(step.ids)
-            plan = self._forward_plan(
-                self._bucket(len(step.ids)), last_head if done == stop else "none", self._in.write(step, self.n_past)
-            )
-            self.runner.run(plan)
+            bucket, head = self._bucket(len(step.ids)), last_head if done == stop else "none"
+            plan = self._forward_plan(bucket, head, self._in.write(step, self.n_past))
+            if self._tap_layer and step.rows is not None:
+                self._keep_hidden(step, self._run([plan], self._reads[plan.name])[0])
+            else:
+                self.runner.run(plan)
             self._keep(step)
             if progress:
                 self.device.wait()
                 progress(done - start, stop - start)
+
+    def hidden(self, at: np.ndarray) -> np.ndarray:
+        """Of cached tokens that stand for media, the hidden states after `tap_layer` layers: float32 [len(at), D]."""
+        assert self._hidden is not None
+        return self._hidden[at]
+
+    def _keep_hidden(self, step: Step, values: np.ndarray) -> None:
+        if self._hidden is None:
+            self._hidden = np.zeros((self.ctx_size, self.model.config.dim), np.float32)
+        self._hidden[self.n_past : self.n_past + len(step.ids)] = values[: len(step.ids)]
 
     def _keep(self, step: Step) -> None:
         """The step's tokens are in the cache now."""
@@ -313,13 +330,14 @@ class Engine:
             rows, flags = self._in.media()
             x = ops.replace_rows(plan, x, rows.first(bucket), flags.first(bucket))
         deepstack = self._in.deepstack(taps or 0, bucket)
-        h = forward(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack)
-        kept = []
+        tapped: dict[int, Tensor | None] = {self._tap_layer: None} if self._tap_layer and taps is not None else {}
+        h = forward(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack, tapped)
+        kept = [tensor for tensor in tapped.values() if tensor is not None]
         if head == "last":
             row = ops.select_row(plan, h) if bucket > 1 else h
             ops.matmul(plan, row, self.model.head, out=self._logits)
         elif head == "all":
-            kept = [ops.matmul(plan, h, self.model.head)]
+            kept = [ops.matmul(plan, h, self.model.head), *kept]
         self._plans[key] = plan.finish(keep=kept)
         if kept:
             self._reads[name] = ReadBack(self.device, kept)

@@ -15,7 +15,7 @@ from qwen3omni_wgpu.runner import Runner
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from oracle.vision_tower import VisionOracle  # noqa: E402
+from oracle.vision_tower import VisionOracle
 
 pytestmark = [pytest.mark.oracle, pytest.mark.gpu]
 
