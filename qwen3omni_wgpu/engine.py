@@ -58,12 +58,9 @@ class Timings:
 class Engine:
     """A text model with a KV cache for `ctx_size` tokens."""
 
-    def __init__(
-        self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None, tap_layer: int = 0
-    ):
+    def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None):
         """kv_type "f16" or "f32"; runner: shared with the model's other parts.
 
-        tap_layer: of tokens that stand for media, the hidden states after so many layers are kept (`hidden`); 0 = none.
         OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold.
         """
         if kv_type not in ("f16", "f32"):
@@ -77,7 +74,7 @@ class Engine:
         self.tokens: list[int] = []
         self._keys: list[Hashable] = []  # what each cached token is: Prompt.keys
         self._past = np.zeros((ctx_size, 3), np.float32)  # positions of the cached tokens
-        self._tap_layer = tap_layer
+        self._tap_layer = 0
         self._hidden: np.ndarray | None = None  # [ctx_size, D], of the cached tokens that stand for media
         self.timings = Timings()
         self.runner = runner or Runner(self.device)
@@ -149,8 +146,17 @@ class Engine:
                 self.device.wait()
                 progress(done - start, stop - start)
 
+    def keep_hidden(self, layer: int) -> None:
+        """From now on keep the hidden states after so many layers, of tokens that stand for media, for `hidden`.
+
+        What is in the cache has none, so it is forgotten when this is new.
+        """
+        if layer != self._tap_layer:
+            self.reset()
+            self._tap_layer = layer
+
     def hidden(self, at: np.ndarray) -> np.ndarray:
-        """Of cached tokens that stand for media, the hidden states after `tap_layer` layers: float32 [len(at), D]."""
+        """Of cached tokens that stand for media: float32 [len(at), D]. See `keep_hidden`."""
         assert self._hidden is not None
         return self._hidden[at]
 
@@ -319,10 +325,11 @@ class Engine:
 
         taps: deepstack maps that are added, None where no token's embedding is replaced.
         """
-        key = (bucket, head, taps)
+        tap = self._tap_layer if taps is not None else 0
+        key = (bucket, head, taps, tap)
         if key in self._plans:
             return self._plans[key]
-        media = "" if taps is None else f" media {taps}"
+        media = "" if taps is None else f" media {taps}" + (f" tap {tap}" if tap else "")
         name = f"{'decode' if bucket == 1 else 'prefill'} {bucket} {head}{media}"
         plan = Plan(self.device, name, self._in.state, self.model.activations)
         x = ops.embed(plan, self.model.weights["token_embd.weight"], self._in.ids.first(bucket))
@@ -330,7 +337,7 @@ class Engine:
             rows, flags = self._in.media()
             x = ops.replace_rows(plan, x, rows.first(bucket), flags.first(bucket))
         deepstack = self._in.deepstack(taps or 0, bucket)
-        tapped: dict[int, Tensor | None] = {self._tap_layer: None} if self._tap_layer and taps is not None else {}
+        tapped: dict[int, Tensor | None] = {tap: None} if tap else {}
         h = forward(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack, tapped)
         kept = [tensor for tensor in tapped.values() if tensor is not None]
         if head == "last":
