@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         UnsupportedDevice,
         UnsupportedModel,
     )
-    from qwen3omni_wgpu.events import Done, Event, Progress, Reply, TextDelta, TokenLogprob, TopLogprob
+    from qwen3omni_wgpu.events import AudioChunk, Done, Event, Progress, Reply, TextDelta, TokenLogprob, TopLogprob
+    from qwen3omni_wgpu.inputs.audio_file import Audio
     from qwen3omni_wgpu.omni import Omni
     from qwen3omni_wgpu.sampler import GenerationConfig
 
@@ -30,7 +31,8 @@ _HOME = {
     "chat": ("Chat",),
     "omni": ("Omni",),
     "sampler": ("GenerationConfig",),
-    "events": ("Done", "Event", "Progress", "Reply", "TextDelta", "TokenLogprob", "TopLogprob"),
+    "events": ("AudioChunk", "Done", "Event", "Progress", "Reply", "TextDelta", "TokenLogprob", "TopLogprob"),
+    "inputs.audio_file": ("Audio",),
     "errors": (
         "DeviceLost",
         "InvalidModelFile",
@@ -44,6 +46,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Audio",
+    "AudioChunk",
     "Chat",
     "DeviceLost",
     "Done",

@@ -39,7 +39,8 @@ class Reply:
     finish_reason is "stop" (end-of-answer token or stop text) or "length" (max_tokens, or the context is full).
     timings: load_s, media_s (reading and encoding media), prompt_n, prompt_s, prompt_per_second, cached_n (prompt
     tokens found in the KV cache), predicted_n, predicted_s (from the first token to the last), predicted_per_second.
-    audio and codes are None: this version writes text only.
+    audio: the speech, float32 [samples] between -1 and 1 at sampling_rate; codes: what it was made of, int
+    [16, frames]. Both are None where no speech was asked for.
     """
 
     text: str
@@ -58,6 +59,14 @@ class TextDelta:
     """Text to append to the answer: whole characters, and never the beginning of a stop text."""
 
     text: str
+
+
+@dataclass(frozen=True, eq=False)
+class AudioChunk:
+    """Sound to append to the speech: float32 [n], mono, between -1 and 1. All chunks together are Reply.audio."""
+
+    samples: "np.ndarray"
+    sampling_rate: int = 24000
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Done:
     reply: Reply
 
 
-Event = TextDelta | Progress | Done
+Event = TextDelta | AudioChunk | Progress | Done
 EventStream = Generator[Event, None, None]
 
 

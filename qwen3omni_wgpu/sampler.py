@@ -8,7 +8,7 @@ import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,14 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "max_tokens": (0, 2**31, "0 or above"),
     "seed": (0, 2**64 - 1, "between 0 and 2**64 - 1"),
     "logprobs": (0, MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}"),
+    "talker_temperature": (0.0, math.inf, "0 (greedy) or above"),
+    "talker_top_k": (0, 2**31, "0 (off) or above"),
+    "talker_top_p": (0.0, 1.0, "between 0 and 1 (off)"),
+    "talker_repeat_penalty": (1e-6, math.inf, "above 0 (1 = off)"),
+    "talker_max_tokens": (0, 2**31, "0 or above"),
+    "predictor_temperature": (0.0, math.inf, "0 (greedy) or above"),
 }
-_WHOLE = {"top_k", "repeat_last_n", "max_tokens", "seed", "logprobs"}
+_WHOLE = {"top_k", "repeat_last_n", "max_tokens", "seed", "logprobs", "talker_top_k", "talker_max_tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +71,20 @@ class GenerationConfig:
     ignore_eos: bool = False  # go on after the model's end-of-answer token
     raw: bool = False  # the prompt is plain text: no chat template
     logprobs: int = 0  # most likely tokens to report for every position
-    # Speech. This version writes text only and refuses these.
-    voice: str | None = None
-    talker_temperature: float | None = None
+    # Speech: without any these say nothing. `resolved` leaves None here: the talker's own file has its defaults.
+    voice: str | None = None  # by name
+    talker_temperature: float | None = None  # of the first code of a frame; 0 = greedy
     talker_top_k: int | None = None
     talker_top_p: float | None = None
     talker_repeat_penalty: float | None = None
-    talker_max_tokens: int | None = None
-    predictor_temperature: float | None = None
+    talker_max_tokens: int | None = None  # frames of 80 ms
+    predictor_temperature: float | None = None  # of the other codes of a frame; 0 = greedy
 
     def resolved(self, metadata: Mapping[str, Any]) -> "GenerationConfig":
         """The same settings with every None that matters filled in: from a GGUF's `general.sampling.*`, else from ours.
 
         `seed` None becomes a random one, so that an answer can be repeated from its settings. Raises InvalidRequest for
-        values out of range and for settings this version has no use for.
+        values out of range.
         """
         filled: dict[str, Any] = {}
         for name, (key, default) in _DEFAULTS.items():
@@ -105,10 +111,8 @@ class GenerationConfig:
                 raise InvalidRequest(f"{name} is {value!r}, but must be {kind} {allowed}")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InvalidRequest(f"stop is {self.stop!r}, but must be texts that are not empty")
-        names = [field.name for field in fields(self)]
-        for name in names[names.index("voice") :]:
-            if getattr(self, name) is not None:
-                raise InvalidRequest(f"{name} is for speech, and this version writes text only: leave it out")
+        if self.voice is not None and not (isinstance(self.voice, str) and self.voice.strip()):
+            raise InvalidRequest(f"voice is {self.voice!r}, but must be the name of a voice")
 
 
 class Sampler:

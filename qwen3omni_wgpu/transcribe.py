@@ -110,7 +110,8 @@ def _events(clip: AudioClip, ask: Ask, language: str | None, cuts: list[tuple[in
                         text, reason = event.reply.text.strip(), event.reply.finish_reason
                         timings.append(event.reply.timings)
                         break
-                    yield event
+                    if isinstance(event, TextDelta | Progress):
+                        yield event
         segments.append(Segment(start / rate, stop / rate, text, number, len(cuts), reason))
         yield segments[-1]
     seconds = time.perf_counter() - began

@@ -99,11 +99,24 @@ def test_one_stop_text_is_not_taken_for_its_letters():
     ("top_k", -1), ("top_k", 2.5), ("top_k", True), ("top_p", 1.01), ("top_p", -0.1), ("min_p", 2.0),
     ("repeat_penalty", 0.0), ("repeat_last_n", -2), ("presence_penalty", math.nan), ("frequency_penalty", 1e9),
     ("max_tokens", -1), ("seed", -1), ("seed", 2**64), ("logprobs", 129), ("stop", ("",)), ("stop", (3,)),
-    ("voice", "Ethan"), ("talker_top_k", 1), ("predictor_temperature", 0.5),
+    ("voice", " "), ("voice", 3), ("talker_temperature", -0.5), ("talker_top_k", 1.5), ("talker_top_p", 1.5),
+    ("talker_repeat_penalty", 0), ("talker_max_tokens", -1), ("predictor_temperature", math.inf),
 ])  # fmt: skip
 def test_a_bad_setting_is_named(name, value):
     with pytest.raises(InvalidRequest, match=name):
         GenerationConfig(**{name: value}).resolved({})
+
+
+def test_settings_of_speech_are_kept_as_they_are():
+    """Their defaults are in the talker's file, which the thinker's metadata know nothing of."""
+    given = {
+        "voice": "Ethan", "talker_temperature": 0, "talker_top_k": 1, "talker_top_p": 0.5, "talker_repeat_penalty": 1.1,
+        "talker_max_tokens": 100, "predictor_temperature": 0.5,
+    }  # fmt: skip
+    config = GenerationConfig(**given).resolved({})
+    assert {name: getattr(config, name) for name in given} == given
+    unset = GenerationConfig().resolved({})
+    assert {getattr(unset, name) for name in given} == {None}
 
 
 def test_a_bad_default_in_the_file_is_named():

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from qwen3omni_wgpu.errors import OmniError
 
-_VERBS = ("generate", "chat", "transcribe", "quantize", "inspect", "pull", "bench", "perplexity", "doctor")
+_VERBS = ("generate", "chat", "say", "transcribe", "quantize", "inspect", "pull", "bench", "perplexity", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

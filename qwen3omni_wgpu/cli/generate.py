@@ -18,8 +18,9 @@ from qwen3omni_wgpu.cli.session import (
     read_text,
     timing_line,
 )
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken
 from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
-from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import Done, Reply, TextDelta
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def generate(
     sampling: Sampling,
     files: MediaFiles,
     options: MediaOptions,
+    voice: SpeechOptions,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="the prompt; - or a pipe = stdin")
     ] = None,
@@ -46,30 +48,37 @@ def generate(
         int, typer.Option("--logprobs", metavar="N", help="report the N most likely tokens of every position (--json)")
     ] = 0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="print the answer when it is complete")] = False,
-    speech: Annotated[Path | None, typer.Option("--speech", hidden=True)] = None,
+    speech: Annotated[
+        Path | None,
+        typer.Option("--speech", metavar="FILE", help="speak the answer, too, into FILE: .wav, .flac, .ogg or .mp3"),
+    ] = None,
 ) -> int:
     """One answer to one prompt: a text, and before it pictures, sound and video in the order of the command line."""
-    if speech:
-        raise UnsupportedModel("--speech: this version writes text only")
+    voice.check(speech)
     media = files.parts(context, options)
     if raw and (media or system is not None):
         what = "--system needs" if system is not None else "media need"
         raise InvalidRequest(f"{what} the chat template, and --raw turns it off; use one of them")
-    config = generation_config(sampling, raw=raw, logprobs=logprobs)
+    config = generation_config(sampling, raw, logprobs, voice.settings())
     config.resolved({})  # bad settings are found before the model is loaded
     text = _prompt(prompt, file, media)
     messages = [{"role": "system", "content": system}] if system is not None else []
     with opened(common, **options.loading()) as omni:
         question: Any = text if raw else [*messages, {"role": "user", "content": content(media, text)}]
-        reply = _answer(omni, question, config, common, show=not (common.json or no_stream))
+        spoken = Spoken(speech)
+        reply = _answer(omni, question, config, spoken, common, show=not (common.json or no_stream))
         if reply is None:
+            if spoken.n_samples:
+                note(spoken.line(), common)
             return 130
         if common.json:
-            print_json(_document(omni, reply, config))
+            print_json(_document(omni, reply, config, spoken))
             return 0
         if no_stream:
             print(reply.text)
         note(timing_line(reply), common)
+        if speech:
+            note(spoken.line(), common)
     return 0
 
 
@@ -90,12 +99,20 @@ def _prompt(prompt: str | None, file: Path | None, media: list[Part]) -> str:
     return read_text(Path("-"), "stdin")
 
 
-def _answer(omni: "Omni", prompt: Any, config: "GenerationConfig", common: Common, show: bool) -> Reply | None:
-    """Run one answer, printing it as it comes when `show`; None when Ctrl-C ended it."""
+def _answer(
+    omni: "Omni", prompt: Any, config: "GenerationConfig", spoken: Spoken, common: Common, show: bool
+) -> Reply | None:
+    """Run one answer, printing it as it comes when `show`, spoken if that has a file; None when Ctrl-C ended it."""
     written = ""
-    with Interrupt() as interrupt, Bar(common) as bar, closing(omni.stream(prompt, config=config)) as events:
+    with (
+        Interrupt() as interrupt,
+        Bar(common) as bar,
+        spoken,
+        closing(omni.stream(prompt, speech=spoken.path is not None, config=config)) as events,
+    ):
         for event in events:
             bar.show(event)
+            spoken.take(event)
             if show and isinstance(event, TextDelta):
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
@@ -109,7 +126,7 @@ def _answer(omni: "Omni", prompt: Any, config: "GenerationConfig", common: Commo
     return event.reply if isinstance(event, Done) else None
 
 
-def _document(omni: "Omni", reply: Reply, config: "GenerationConfig") -> dict[str, Any]:
+def _document(omni: "Omni", reply: Reply, config: "GenerationConfig", spoken: Spoken) -> dict[str, Any]:
     document: dict[str, Any] = {
         "text": reply.text,
         "token_ids": reply.token_ids,
@@ -122,4 +139,6 @@ def _document(omni: "Omni", reply: Reply, config: "GenerationConfig") -> dict[st
     }
     if reply.logprobs is not None:
         document["logprobs"] = reply.logprobs
+    if spoken.path:
+        document["speech"] = spoken.document() | {"voice": config.voice}
     return document

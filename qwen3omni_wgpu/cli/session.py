@@ -100,8 +100,13 @@ def _trace_path(common: Common) -> Path:
     return common.trace or Path(f"trace-{_STARTED:%Y%m%d-%H%M%S}.json")
 
 
-def generation_config(options: Sampling, raw: bool = False, logprobs: int = 0) -> "GenerationConfig":
-    """The options as settings, with a seed of its own where none was given, so that an answer can be repeated."""
+def generation_config(
+    options: Sampling, raw: bool = False, logprobs: int = 0, speech: dict[str, Any] | None = None
+) -> "GenerationConfig":
+    """The options as settings, with a seed of its own where none was given, so that an answer can be repeated.
+
+    speech: settings of speech, by their names.
+    """
     from qwen3omni_wgpu.sampler import GenerationConfig
 
     return GenerationConfig(
@@ -117,9 +122,9 @@ def generation_config(options: Sampling, raw: bool = False, logprobs: int = 0) -
         seed=secrets.randbits(32) if options.seed is None else options.seed,
         stop=tuple(options.stop or ()),
         ignore_eos=options.ignore_eos,
-        voice=options.voice,
         raw=raw,
         logprobs=logprobs,
+        **(speech or {}),
     )
 
 

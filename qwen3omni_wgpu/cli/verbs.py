@@ -162,4 +162,3 @@ class Sampling:
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="a text that ends the answer; repeatable")
     ] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the model's end token")] = False
-    voice: Annotated[str | None, typer.Option("--voice", hidden=True)] = None

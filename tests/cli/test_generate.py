@@ -97,8 +97,8 @@ def test_a_terminal_without_a_prompt_is_an_error(fake, monkeypatch, capsys):
     (["-f", "no-such.txt"], ["no-such.txt"]),
     (["-p", "hi", "--raw", "--system", "x"], ["--raw", "--system"]),
     (["-p", "hi", "--image", "no-such.png"], ["no-such.png", "No such file"]),
-    (["-p", "hi", "--speech", "x.wav"], ["--speech", "text only"]),
-    (["-p", "hi", "--voice", "Ethan"], ["voice", "text only"]),
+    (["-p", "hi", "--speech", "x.aac"], ["x.aac", ".wav, .flac, .ogg, .mp3"]),
+    (["-p", "hi", "--voice", "Ethan"], ["--voice", "--speech FILE"]),
     (["-p", "hi", "--logprobs", "129"], ["logprobs", "129"]),
     (["-p", ""], ["empty"]),
 ])  # fmt: skip

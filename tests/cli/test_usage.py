@@ -10,7 +10,7 @@ from qwen3omni_wgpu import __version__, cli, errors
 from qwen3omni_wgpu.cli import generate as generate_module
 from qwen3omni_wgpu.cli import run
 
-VERBS = ("generate", "chat", "inspect", "bench", "perplexity", "doctor")
+VERBS = ("generate", "chat", "say", "transcribe", "inspect", "bench", "perplexity", "doctor")
 
 
 def test_without_arguments_there_is_help(command):
