@@ -13,7 +13,7 @@ from .moe import moe_combine, moe_gate
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
-from .sample import argmax, penalize, top_k
+from .sample import argmax, penalize, sample, top_k
 
 __all__ = [
     "ShapeError",
@@ -42,6 +42,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_qkv",
+    "sample",
     "select_row",
     "softmax",
     "store_rows",

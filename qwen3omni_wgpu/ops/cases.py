@@ -30,7 +30,7 @@ from .moe import moe_combine, moe_gate
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
-from .sample import argmax, penalize, top_k
+from .sample import argmax, penalize, sample, top_k
 
 Rng = np.random.Generator
 
@@ -351,6 +351,26 @@ def _penalize(plan: Plan, rng: Rng, v: int, used: int) -> list[Tensor]:
     return [logits]
 
 
+def _sample(
+    plan: Plan, rng: Rng, v: int, settings: str, seen: bool = False, left_out: tuple[int, int] = (0, 0),
+    spared: int | None = None, codes: bool = False, ties: bool = False,
+) -> list[Tensor]:  # fmt: skip
+    """settings: temperature, top-k, top-p, repeat penalty."""
+    logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
+    numbers = np.array(settings.split(), np.float32)
+    made = {
+        "seen": Tensor.from_numpy(plan.device, rng.integers(0, 3, v).astype(np.uint32), "seen") if seen else None,
+        "codes": Tensor.from_numpy(plan.device, rng.integers(0, 9, 3).astype(np.uint32), "codes") if codes else None,
+    }
+    random = Tensor.from_numpy(plan.device, rng.random(3, dtype=np.float32), "random")
+    target = Tensor.from_numpy(plan.device, np.round(logits) if ties else logits, "logits")
+    id = sample(
+        plan, target, random, Tensor.from_numpy(plan.device, numbers, "settings"), draw=1, left_out=left_out,
+        spared=spared, at=2, **made,
+    )  # fmt: skip
+    return [id, *(tensor for tensor in made.values() if tensor is not None)]
+
+
 def _select_row(plan: Plan, rng: Rng, n: int, d: int, used: int) -> list[Tensor]:
     _state(plan, 7, used)
     return [select_row(plan, normal(plan, rng, n, d))]
@@ -387,6 +407,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "argmax": _argmax,
     "top_k": _top_k,
     "penalize": _penalize,
+    "sample": _sample,
     "select_row": _select_row,
 }
 
@@ -504,6 +525,14 @@ CASES: tuple[Case, ...] = (
     *(_case("top_k", v=v, k=k) for v, k in ((49152, 40), (152064, 128), (300, 128), (128, 128), (777, 1))),
     *(_case("top_k", v=v, k=k, ties=True) for v, k in ((4096, 128), (513, 40))),
     *(_case("penalize", v=1000, used=u) for u in (0, 64, 37)),
+    # The talker's first code, the other 15; greedy; borders.
+    *(_case("sample", v=3072, settings=s, seen=True, left_out=(2048, 3072), spared=2150, codes=c)
+      for s, c in (("0.9 50 1 1.05", True), ("0 50 1 1.05", False))),
+    *(_case("sample", v=v, settings=s, codes=True, ties=t)
+      for v, s, t in ((2048, "1 50 0.8 1", False), (2048, "1 50 0.8 1", True), (4096, "1 0 0.9 1", False),
+                      (300, "0.5 300 0.5 1", True), (300, "2 1 0.5 1", True), (7, "1 0 0 1", True),
+                      (1, "1 5 0 1", False))),
+    _case("sample", v=1000, settings="1 0 1 1"),
     _case("select_row", n=8, d=576, used=5),
     _case("select_row", n=1, d=2048, used=1),
 )  # fmt: skip

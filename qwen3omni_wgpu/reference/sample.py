@@ -47,3 +47,50 @@ def penalize(
         value = value * np.float32(repeat) if value <= 0 else value / np.float32(repeat)
         out[token] = value - (np.float32(count) * np.float32(frequency) + np.float32(presence))
     return out
+
+
+def allowed(
+    logits: np.ndarray, seen: np.ndarray | None, repeat: float, left_out: tuple[int, int], spared: int | None
+) -> np.ndarray:
+    """Logits [V] after the repeat penalty, -inf where a token may not come: left out, or no number.
+
+    seen [V]: how often a token came so far; positive logits of those that did are divided by `repeat`, others
+    multiplied, once. left_out (first, stop) is a range of ids without `spared`.
+    Source: transformers RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor.
+    """
+    out = logits.astype(np.float32, copy=True)
+    if seen is not None:
+        penalised = np.where(out > 0, out / np.float32(repeat), out * np.float32(repeat))
+        out = np.where(seen > 0, penalised, out)
+    ids = np.arange(len(out))
+    gone = (ids >= left_out[0]) & (ids < left_out[1]) & (ids != spared) | np.isnan(logits) | np.isneginf(logits)
+    largest = np.finfo(np.float32).max
+    return np.where(gone, -np.inf, np.clip(out, -largest, largest)).astype(np.float32)
+
+
+def distribution(x: np.ndarray, temperature: float, k: int, p: float) -> np.ndarray:
+    """Probabilities of the tokens after temperature, top-k and top-p: x [V] (-inf: never) -> float64 [V].
+
+    k 0: all; ties of the k-th stay. p: tokens leave from the least probable on while those that left have at most 1 - p
+    together; of ties the lower ids leave first. One always stays. 0 everywhere if x is -inf everywhere.
+    Source: transformers TopKLogitsWarper, TopPLogitsWarper (a stable sort, as torch does on the CPU).
+    """
+    if not np.isfinite(x).any():
+        return np.zeros(len(x))
+    least = np.partition(x, -k)[-k] if 0 < k < len(x) else -np.inf
+    weights = np.where(x >= least, np.exp((x.astype(np.float64) - x.max()) / temperature), 0.0)
+    weights /= weights.sum()
+    if p < 1:
+        order = np.argsort(x, kind="stable")
+        leaving = order[:-1][np.cumsum(weights[order])[:-1] <= 1 - p]
+        weights[leaving] = 0
+        weights /= weights.sum()
+    return weights
+
+
+def draw(probabilities: np.ndarray, uniform: float) -> int:
+    """The token at which the sum of probabilities [V] exceeds uniform in [0, 1); V if they are all 0."""
+    if not probabilities.any():
+        return len(probabilities)
+    sums = np.cumsum(probabilities)
+    return int(np.searchsorted(sums, min(uniform, 1 - 1e-12) * sums[-1], side="right"))

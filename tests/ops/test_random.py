@@ -147,6 +147,22 @@ def top_ks(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def samples(draw: st.DrawFn) -> dict[str, Any]:
+    # Few sizes: each is a kernel of its own.
+    v = draw(st.sampled_from((1, 40, 333, 3072)))
+    first = draw(some(0, v))
+    top_k, top_p = draw(st.sampled_from((0, 1, 5, v // 2, v, v + 7))), draw(st.sampled_from(("1", "0.9", "0.3", "0")))
+    settings = f"{draw(st.sampled_from((0, 0.3, 1, 5)))} {top_k} {top_p} {draw(st.sampled_from((1, 1.05, 2, 0.5)))}"
+    return {
+        "v": v,
+        "settings": settings,
+        "left_out": (first, draw(some(first, v))),
+        "spared": draw(st.one_of(st.none(), some(0, v - 1))),
+        **{name: draw(st.booleans()) for name in ("seen", "codes", "ties")},
+    }
+
+
+@st.composite
 def binaries(draw: st.DrawFn) -> dict[str, Any]:
     per_token = draw(st.sampled_from((1, 1, 2, 8)))
     return {"n": draw(some(1, 7)), "f": draw(fours(100)), "per_token": per_token}
@@ -201,11 +217,13 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "argmax": rows(4, some(1, 1500), "v"),
     "top_k": top_ks(),
     "penalize": st.fixed_dictionaries({"v": some(64, 500), "used": some(0, 64)}),
+    "sample": samples(),
     "select_row": with_used(9, some(1, 300)),
 }
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
-PADDED = tuple(op for op in PARAMS if op not in ("argmax", "top_k", "penalize", "select_row", "rope_qkv", "embed_code"))
+UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "embed_code")
+PADDED = tuple(op for op in PARAMS if op not in UNPADDED)
 
 
 def build(device: Device, op: str, seed: int, params: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
