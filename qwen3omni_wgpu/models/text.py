@@ -54,6 +54,7 @@ class TextModel:
     qk_norms: list[Tensor]  # [2 HD] a layer: q's weights, then k's; empty without QK-norm
     freqs: Tensor  # radians per position of every rotated pair
     activations: str = "f32"
+    scope: str = ""  # prefix of op names in profiles, where a plan has several models
 
     @classmethod
     def load(
@@ -162,7 +163,7 @@ def forward(
     taps = {} if taps is None else taps
     h = ops.rms_norm(plan, x, model.layer(0, "attn_norm"), c.norm_eps)
     for i in range(c.n_layers):
-        plan.scope = f"blk.{i}."
+        plan.scope = f"{model.scope}blk.{i}."
         update = attention(plan, model, i, h, positions, cache)
         x, h = ops.add_rms_norm(plan, update, x, model.layer(i, "ffn_norm"), c.norm_eps)
         update = experts(plan, model, i, h) if c.n_experts else mlp(plan, model, i, h)

@@ -1,0 +1,1 @@
+"""Codes and speech: the talker with its code predictor, and the vocoder."""
