@@ -20,7 +20,9 @@ class Answers(Protocol):
 
     path: Path
 
-    def stream(self, prompt: Sequence[Mapping[str, Any]], *, config: GenerationConfig | None = None) -> EventStream: ...
+    def stream(
+        self, prompt: Sequence[Mapping[str, Any]], *, speech: bool = False, config: GenerationConfig | None = None
+    ) -> EventStream: ...
 
 
 class Chat:
@@ -45,28 +47,28 @@ class Chat:
         """Forget all turns; the system message stays."""
         self.messages = self.messages[:1] if self.system is not None else []
 
-    def send(self, content: Content, config: GenerationConfig | None = None) -> Reply:
+    def send(self, content: Content, config: GenerationConfig | None = None, *, speech: bool = False) -> Reply:
         """Say something and wait for the whole answer. content: a text, or parts as in Omni.stream's messages.
 
-        Raises what Omni.generate raises; the turn is then not kept.
+        speech: the answer is spoken, too. Raises what Omni.generate raises; the turn is then not kept.
         """
-        return reply_of(self.stream(content, config))
+        return reply_of(self.stream(content, config, speech=speech))
 
-    def stream(self, content: Content, config: GenerationConfig | None = None) -> EventStream:
+    def stream(self, content: Content, config: GenerationConfig | None = None, *, speech: bool = False) -> EventStream:
         """The same as events. When it is closed early, what was written so far stays as the answer."""
-        return self._turn([*self.messages, {"role": "user", "content": content}], config)
+        return self._turn([*self.messages, {"role": "user", "content": content}], config, speech)
 
-    def regenerate(self, config: GenerationConfig | None = None) -> EventStream:
+    def regenerate(self, config: GenerationConfig | None = None, *, speech: bool = False) -> EventStream:
         """Answer the last user message anew, as events. InvalidRequest when there is none."""
         last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
         if last is None:
             raise InvalidRequest("there is no question to answer again")
-        return self._turn(self.messages[: last + 1], config)
+        return self._turn(self.messages[: last + 1], config, speech)
 
-    def _turn(self, messages: list[dict[str, Any]], config: GenerationConfig | None) -> EventStream:
+    def _turn(self, messages: list[dict[str, Any]], config: GenerationConfig | None, speech: bool) -> EventStream:
         if config is not None and config.raw:
             raise InvalidRequest("a chat needs the chat template: raw is for single prompts")
-        return self._events(messages, self._omni.stream(messages, config=config))
+        return self._events(messages, self._omni.stream(messages, speech=speech, config=config))
 
     def _events(self, messages: list[dict[str, Any]], events: EventStream) -> EventStream:
         text = ""

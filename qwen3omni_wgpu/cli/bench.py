@@ -16,6 +16,7 @@ import typer
 from qwen3omni_wgpu import __version__
 from qwen3omni_wgpu.cli import tables
 from qwen3omni_wgpu.cli.bench_media import MediaTest, measured, media_tests
+from qwen3omni_wgpu.cli.bench_speech import KINDS, SpeechTest, measured_speech, speech_tests
 from qwen3omni_wgpu.cli.measure import bytes_per_token, copy_rate
 from qwen3omni_wgpu.cli.session import note, opened, set_up_logging
 from qwen3omni_wgpu.cli.tables import Row
@@ -41,6 +42,10 @@ _MEDIA_COLUMNS = {
     "speed": lambda row: _speed(row),
     "GFLOP/s": lambda row: "" if row["gflops"] is None else f"{row['gflops']:.1f}",
 }
+_SPEECH_COLUMNS = {
+    "first ms": lambda row: "" if row["first_audio_ns"] is None else f"{row['first_audio_ns'] / 1e6:.1f}",
+    "dispatches": lambda row: "" if row["dispatches"] is None else f"{row['dispatches']:.0f}",
+}
 _OP_COLUMNS = {
     "op": lambda row: f"{row['op']:<64}",
     "us": lambda row: f"{row['seconds'] * 1e6:10.1f}",
@@ -54,12 +59,18 @@ _OP_COLUMNS = {
 @verb("bench")
 def bench(
     common: Common,
-    what: Annotated[str | None, typer.Argument(metavar="[ops]", help="ops = the shaders one by one")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[ops|tts|code2wav]", help="ops = the shaders one by one; others = that test alone"),
+    ] = None,
     prompt: Annotated[str, typer.Option("-p", "--n-prompt", metavar="LIST", help="prompt lengths; 0 = none")] = "512",
     gen: Annotated[str, typer.Option("-n", "--n-gen", metavar="LIST", help="answer lengths; 0 = none")] = "128",
     depth: Annotated[str, typer.Option("-d", "--n-depth", metavar="LIST", help="tokens in the KV cache before")] = "0",
     media: Annotated[
         str, typer.Option("--media", metavar="LIST", help="towers, such as aud30,img1024: seconds of sound, pixels")
+    ] = "",
+    speech: Annotated[
+        str, typer.Option("--speech", metavar="LIST", help="speaking, such as tts8,code2wav8: seconds of speech")
     ] = "",
     repeat: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="measurements of each")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="md, json, jsonl or csv")] = "md",
@@ -68,31 +79,45 @@ def bench(
         bool, typer.Option("--large", help="bench ops: real sizes, too; their error is not checked")
     ] = False,
 ) -> int:
-    """Tokens a second in llama-bench's table, with GB/s and per cent of the copy rate measured in the same run."""
+    """Tokens a second in llama-bench's table, with GB/s and per cent of the copy rate measured in the same run.
+
+    t/s count embeddings for --media and frames of 80 ms for --speech.
+    """
     form = "json" if common.json else output
     tables.check_format(form)
     if repeat < 1:
         raise InvalidRequest(f"-r {repeat} measurements are none; give 1 or more")
     if what == "ops":
         return _bench_ops(common, _pattern(match), repeat, form, large)
-    if what is not None:
-        raise InvalidRequest(f"bench measures a model (-m) or `ops`, not {what!r}")
+    if what in KINDS:
+        prompt = gen = "0"
+        speech = f"{what},{speech}"
+    elif what is not None:
+        raise InvalidRequest(f"bench measures a model (-m), or `ops`, `tts` or `code2wav` alone, not {what!r}")
     prompts, gens, depths = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
-    towers = media_tests(media)
-    with opened(_with_context(common, prompts, gens, depths)) as omni:
-        rows = chain(_rows(omni, prompts, gens, depths, repeat), _media_rows(omni, towers, repeat))
-        tables.write(rows, form, _COLUMNS | _MEDIA_COLUMNS if towers else _COLUMNS)
+    towers, voices = media_tests(media), speech_tests(speech)
+    columns = _COLUMNS | (_MEDIA_COLUMNS if towers or voices else {}) | (_SPEECH_COLUMNS if voices else {})
+    with opened(_with_context(common, prompts, gens, depths, voices)) as omni:
+        rows = chain(
+            _rows(omni, prompts, gens, depths, repeat),
+            _media_rows(omni, towers, repeat),
+            _speech_rows(omni, voices, repeat),
+        )
+        tables.write(rows, form, columns)
     return 0
 
 
 # A model ---------------------------------------------------------------------------------------------------------
 
 
-def _with_context(common: Common, prompts: list[int], gens: list[int], depths: list[int]) -> Common:
-    """The options with a context that the longest test fits."""
+def _with_context(
+    common: Common, prompts: list[int], gens: list[int], depths: list[int], voices: list[SpeechTest]
+) -> Common:
+    """The options with a context that the longest test fits; what is read aloud has about six tokens a second."""
     from dataclasses import replace
 
     needed = max(depths) + max(max(prompts), max(gens) + 2)
+    needed = max([needed, *(64 + 8 * test.size for test in voices)])
     return replace(common, ctx_size=common.ctx_size or max(needed, 16))
 
 
@@ -117,7 +142,13 @@ def _row(about: Row, omni: "Omni", peak: float, depth: int, n_prompt: int, n_gen
     test = (f"pp{n_prompt}" if n_prompt else f"tg{n_gen}") + (f" @ d{depth}" if depth else "")
     asked = {"test": test, "n_prompt": n_prompt, "n_gen": n_gen, "n_depth": depth}
     rates = {"gbps": gbps, "peak_gbps": peak, "pct_peak": None if gbps is None else 100 * gbps / peak}
-    return about | asked | times | rates | {"n_media": 0, "real_time": None, "patches_ts": None, "gflops": None}
+    return about | asked | times | rates | _NO_MEDIA | _NO_SPEECH
+
+
+_NO_MEDIA: Row = {"n_media": 0, "real_time": None, "patches_ts": None, "gflops": None}
+_NO_SPEECH: Row = {"n_frames": 0, "first_audio_ns": None, "dispatches": None}
+_NO_TEXT: Row = {"n_prompt": 0, "n_gen": 0, "n_depth": 0}
+_NO_RATES: Row = {"gbps": None, "peak_gbps": None, "pct_peak": None}
 
 
 def _media_rows(omni: "Omni", tests: list[MediaTest], repeat: int) -> Iterator[Row]:
@@ -126,13 +157,36 @@ def _media_rows(omni: "Omni", tests: list[MediaTest], repeat: int) -> Iterator[R
         rate = mean(1 / s for s in found.seconds)
         yield (
             _about(omni)
-            | {"test": found.test.name, "n_prompt": 0, "n_gen": 0, "n_depth": 0}
+            | {"test": found.test.name}
+            | _NO_TEXT
             | _times(found.tokens, found.seconds)
-            | {"gbps": None, "peak_gbps": None, "pct_peak": None, "n_media": found.tokens}
+            | _NO_RATES
             | {
+                "n_media": found.tokens,
                 "real_time": found.test.size * rate if found.patches is None else None,
                 "patches_ts": None if found.patches is None else found.patches * rate,
                 "gflops": found.flops * rate / 1e9,
+            }
+            | _NO_SPEECH
+        )
+
+
+def _speech_rows(omni: "Omni", tests: list[SpeechTest], repeat: int) -> Iterator[Row]:
+    """t/s are frames a second. real_time: seconds of speech in a second; dispatches: a frame, without the vocoder."""
+    for found in measured_speech(omni, tests, repeat):
+        first = [run.first for run in found.runs if run.first is not None]
+        yield (
+            _about(omni)
+            | {"test": found.test.name}
+            | _NO_TEXT
+            | _times([run.frames for run in found.runs], [run.seconds for run in found.runs])
+            | _NO_RATES
+            | _NO_MEDIA
+            | {
+                "real_time": mean(run.speech / run.seconds for run in found.runs),
+                "n_frames": round(mean(run.frames for run in found.runs)),
+                "first_audio_ns": int(mean(first) * 1e9) if first else None,
+                "dispatches": found.dispatches,
             }
         )
 
@@ -143,9 +197,10 @@ def _speed(row: Row) -> str:
     return "" if row["patches_ts"] is None else f"{row['patches_ts']:.0f} patches/s"
 
 
-def _times(tokens: int, seconds: list[float]) -> Row:
-    """How long each measurement took, and tokens a second."""
-    rates = [tokens / s for s in seconds]
+def _times(tokens: int | list[int], seconds: list[float]) -> Row:
+    """How long each measurement took, and tokens a second; `tokens` of all measurements, or of each."""
+    counts = [tokens] * len(seconds) if isinstance(tokens, int) else tokens
+    rates = [count / s for count, s in zip(counts, seconds, strict=True)]
     return {
         "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": int(mean(seconds) * 1e9),

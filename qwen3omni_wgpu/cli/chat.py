@@ -11,8 +11,9 @@ import typer
 
 from qwen3omni_wgpu.cli.media import MediaOptions, Part, content
 from qwen3omni_wgpu.cli.session import Bar, Interrupt, generation_config, note, opened, print_json, timing_line
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, known_voice, speaker
 from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
-from qwen3omni_wgpu.errors import InvalidRequest, OmniError, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest, OmniError
 from qwen3omni_wgpu.events import Done, Event, EventStream, Reply, TextDelta
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _HELP = """\
 /clear               forget all turns         /save FILE          write the chat as JSON
 /system [TEXT]       show or set, and clear   /load FILE          go on with a saved chat
 /image FILE  /audio FILE  /video FILE         give with the next message; repeatable
+/voice [NAME]        show or set who speaks the answers (with --speech)
 /set [NAME [VALUE]]  show or change settings, for example: /set temperature 0
 Ctrl-C ends an answer; at an empty prompt it leaves."""
 
@@ -34,14 +36,22 @@ def chat(
     common: Common,
     sampling: Sampling,
     options: MediaOptions,
+    voice: SpeechOptions,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system message")] = None,
+    speech: Annotated[
+        Path | None,
+        typer.Option("--speech", metavar="FILE", help="speak the answers, too: a.wav makes a-1.wav, a-2.wav and so on"),
+    ] = None,
 ) -> int:
     """A conversation; /help lists its commands. Reads one message a line when stdin is a pipe."""
-    config = generation_config(sampling)
+    voice.check(speech)
+    config = generation_config(sampling, speech=voice.settings())
     config.resolved({})
     options.check()
     with opened(common, **options.loading()) as omni:
-        session = _Session(omni, omni.chat(system), config, common, options)
+        session = _Session(omni, omni.chat(system), config, common, options, speech)
+        if speech is not None:  # a model that cannot speak, or not so, says that now and not after the first message
+            session.config = replace(config, voice=known_voice(omni, config.voice))
         status = session.loop()
         if common.json:
             print_json({"messages": session.chat.messages, "turns": session.turns, "device": omni.device.info.name})
@@ -52,7 +62,13 @@ class _Session:
     """One conversation: reads lines, runs slash commands and answers."""
 
     def __init__(
-        self, omni: "Omni", chat: "Chat", config: "GenerationConfig", common: Common, options: MediaOptions
+        self,
+        omni: "Omni",
+        chat: "Chat",
+        config: "GenerationConfig",
+        common: Common,
+        options: MediaOptions,
+        speech: Path | None,
     ) -> None:
         self.omni = omni
         self.chat = chat
@@ -60,6 +76,8 @@ class _Session:
         self.common = common
         self.options = options
         self.media: list[Part] = []  # for the next message
+        self.speech = speech
+        self.n_spoken = 0  # answers; each has a file of its own
         self.turns: list[dict[str, Any]] = []
         self.last: Reply | None = None
         self.interactive = sys.stdin.isatty()
@@ -75,7 +93,7 @@ class _Session:
                     break
                 if line.startswith("/"):
                     self.command(line)
-                elif not self.answer(self.chat.stream(self._message(line), self.config)) and not self.interactive:
+                elif not self.answer(self._asked(line)) and not self.interactive:
                     return 130
             except OmniError as error:
                 if not self.interactive:
@@ -85,18 +103,23 @@ class _Session:
             note(f"no message came after the last /{self.media[-1]['type']}; it was not used", self.common)
         return 0
 
+    def _asked(self, line: str) -> EventStream:
+        return self.chat.stream(self._message(line), self.config, speech=self.speech is not None)
+
     def _message(self, line: str) -> str | list[Part]:
         """The line with the media that wait for it. They are then gone, also when the answer fails."""
         media, self.media = self.media, []
         return content(media, line)
 
     def answer(self, events: EventStream) -> bool:
-        """Print one answer as it comes; False when Ctrl-C ended it."""
+        """Print one answer as it comes, and speak it if asked to; False when Ctrl-C ended it."""
         show = not self.common.json
         event: Event | None = None
-        with Interrupt() as interrupt, Bar(self.common) as bar, closing(events) as stream:
+        spoken = Spoken(self._next_file())
+        with Interrupt() as interrupt, Bar(self.common) as bar, spoken, closing(events) as stream:
             for event in stream:
                 bar.show(event)
+                spoken.take(event)
                 if show and isinstance(event, TextDelta):
                     sys.stdout.write(event.text)
                     sys.stdout.flush()
@@ -104,17 +127,25 @@ class _Session:
                     break
         if show:
             print(flush=True)
-        if not isinstance(event, Done):
-            return False
-        self.last = event.reply
-        self.turns.append({"finish_reason": self.last.finish_reason, "timings": self.last.timings})
-        note(timing_line(self.last), self.common)
-        return True
+        complete = isinstance(event, Done)
+        if isinstance(event, Done):
+            self.last = event.reply
+            turn = {"finish_reason": self.last.finish_reason, "timings": self.last.timings}
+            self.turns.append(turn | ({"speech": spoken.document()} if spoken.path else {}))
+            note(timing_line(self.last), self.common)
+        if spoken.path and (complete or spoken.n_samples):
+            note(spoken.line(), self.common)
+        return complete
+
+    def _next_file(self) -> Path | None:
+        """Where the next answer is spoken to; answers that are cut short have numbers, too."""
+        if self.speech is None:
+            return None
+        self.n_spoken += 1
+        return self.speech.with_stem(f"{self.speech.stem}-{self.n_spoken}")
 
     def command(self, line: str) -> None:
         name, _, rest = line.strip().partition(" ")
-        if name == "/voice":
-            raise UnsupportedModel(f"{name}: this version writes text only")
         commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print(_HELP, file=sys.stderr),
             "/?": lambda _: print(_HELP, file=sys.stderr),
@@ -128,6 +159,7 @@ class _Session:
             "/image": lambda path: self._add("image", path),
             "/audio": lambda path: self._add("audio", path),
             "/video": lambda path: self._add("video", path),
+            "/voice": self._voice,
         }
         if name not in commands:
             raise InvalidRequest(f"there is no command {name}; /help lists them")
@@ -148,7 +180,15 @@ class _Session:
         # With the same seed the answer would be the same again.
         seed = (self.config.seed or 0) + 1
         self.config = replace(self.config, seed=seed)
-        self.answer(self.chat.regenerate(self.config))
+        self.answer(self.chat.regenerate(self.config, speech=self.speech is not None))
+
+    def _voice(self, name: str) -> None:
+        if name:
+            self.config = replace(self.config, voice=known_voice(self.omni, name))
+        known = ", ".join(speaker(self.omni).voices)
+        print(f"voice = {self.config.voice or 'default'} ({known})", file=sys.stderr)
+        if name and self.speech is None:
+            note("answers are only written; start the chat with --speech FILE to have them spoken, too", self.common)
 
     def _system(self, text: str) -> None:
         if text:
@@ -184,8 +224,11 @@ class _Session:
         print(f"{name} = {getattr(self.config, name)}", file=sys.stderr)
 
 
-_FLOATS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-_WHOLES = ("max_tokens", "top_k", "repeat_last_n", "seed")
+_FLOATS = (
+    *("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+    *("talker_temperature", "talker_top_p", "talker_repeat_penalty", "predictor_temperature"),
+)
+_WHOLES = ("max_tokens", "top_k", "repeat_last_n", "seed", "talker_top_k", "talker_max_tokens")
 _SETTINGS = (*_WHOLES, *_FLOATS, "stop", "ignore_eos")
 
 
