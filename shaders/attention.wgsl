@@ -1,4 +1,5 @@
-// o = softmax(q k^T * SCALE, causal) v with grouped heads: token t sees keys 0 .. n_past + t of the cache.
+// o = softmax(q k^T * SCALE, causal) v with grouped heads: token t sees keys 0 .. n_past + t of the cache, with WINDOW
+// only the last so many of them.
 // One workgroup a (token, key/value head): its G query heads share every key and value read. Keys come in tiles of WG,
 // one key a thread for the scores, one or more output dimensions a thread for the sums; running maximum and sum
 // (Milakov and Gimelshein's online softmax). KV cache float32, or float16 two to a word.
@@ -64,7 +65,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sums = array<vec2<f32>, G * EACH>();
     var totals = array<f32, G>();
     workgroupBarrier();
-    for (var first = 0u; first < n_keys; first += WG) {
+//# if WINDOW
+    let oldest = max(n_keys, WINDOW) - WINDOW;
+//# else
+    let oldest = 0u;
+//# endif
+    for (var first = oldest; first < n_keys; first += WG) {
         let count = min(WG, n_keys - first);
         var dots = array<f32, G>();
         if (tid < count) {

@@ -4,9 +4,10 @@ from .attention import attention, store_rows
 from .attention_windows import window_attention, window_tiles
 from .codes import embed_code
 from .conv import conv_columns
+from .conv1d import Tile, conv1d, conv1d_depthwise
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gated import add_gated
-from .gather import add_rows, embed, select_row
+from .gather import add_rows, embed, embed_mean, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
@@ -14,9 +15,12 @@ from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
 from .sample import argmax, penalize, sample, top_k
+from .streams import Rows, carry_rows, empty_rows, lead_rows, shift_rows
 
 __all__ = [
+    "Rows",
     "ShapeError",
+    "Tile",
     "Variant",
     "add",
     "add_gated",
@@ -25,10 +29,16 @@ __all__ = [
     "add_rows",
     "argmax",
     "attention",
+    "carry_rows",
+    "conv1d",
+    "conv1d_depthwise",
     "conv_columns",
     "embed",
     "embed_code",
+    "embed_mean",
+    "empty_rows",
     "layer_norm",
+    "lead_rows",
     "load_rows",
     "matmul",
     "matmul_joined",
@@ -44,6 +54,7 @@ __all__ = [
     "rope_qkv",
     "sample",
     "select_row",
+    "shift_rows",
     "softmax",
     "store_rows",
     "swiglu",

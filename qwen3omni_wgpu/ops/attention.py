@@ -43,11 +43,12 @@ def store_rows(plan: Plan, x: Tensor, cache: Tensor) -> Tensor:
 
 
 def attention(
-    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, heads: int, kv_heads: int, scale: float
+    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, heads: int, kv_heads: int, scale: float, window: int = 0
 ) -> Tensor:
     """softmax(q k^T * scale) v: q [N, H * HD], keys and values [S, KV * HD] (a KV cache) -> [N, H * HD].
 
-    Token t of the step sees keys 0 .. n_past + t; query head j reads key/value head j / (H / KV).
+    Token t of the step sees keys 0 .. n_past + t, with a window only the last `window` of them; query head j reads
+    key/value head j / (H / KV).
     Source: Vaswani et al. 2017; Ainslie et al. 2023 (grouped heads); Milakov and Gimelshein 2018 (online softmax).
     """
     expect("attention", q, (None, None))
@@ -60,11 +61,12 @@ def attention(
     expect("attention", values, keys.shape, (keys.dtype,))
     require("attention", heads // kv_heads <= WG, f"{heads // kv_heads} heads a key/value head, at most {WG}")
     most = most_keys(plan.device, heads, kv_heads, hd)
-    require("attention", keys.shape[0] <= most, f"{keys.name} has {keys.shape[0]} rows, this device can do {most}")
+    seen = min(window or keys.shape[0], keys.shape[0])
+    require("attention", seen <= most, f"{keys.name} has {seen} rows, this device can do {most}")
     y = plan.empty((n, width), "f32", f"{q.name}.attention")
-    kernel = Kernel.of("attention.wgsl", H=heads, KV=kv_heads, HD=hd, WG=WG, SCALE=float(scale), FROM=keys.dtype)
+    shape = {"H": heads, "KV": kv_heads, "HD": hd, "WINDOW": window}
+    kernel = Kernel.of("attention.wgsl", WG=WG, SCALE=float(scale), FROM=keys.dtype, **shape)
     # Cost for a full cache; the loop runs to the count of cached keys.
-    cached = keys.shape[0]
     plan.add(
         "attention",
         kernel,
@@ -72,16 +74,14 @@ def attention(
         [y],
         (kv_heads, n, 1),
         nbytes=keys.nbytes + values.nbytes + 8 * n * width,
-        flops=4 * n * width * cached,
+        flops=4 * n * width * seen,
     )
 
     def twin(n_past: int, n_tokens: int, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
         rows = q[:n_tokens].reshape(-1, heads, hd)
         seen = n_past + len(rows)
         k, v = (cache[:seen].reshape(-1, kv_heads, hd) for cache in (keys, values))
-        return [reference.attention(rows, k, v, n_past, scale).reshape(-1, width)]
+        return [reference.attention(rows, k, v, n_past, scale, window).reshape(-1, width)]
 
     plan.check(twin, [q, keys, values], [y], TOLERANCE)
     return y
-
-

@@ -14,16 +14,17 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ..gpu import Device, NumericalError, Plan, Tensor
+from ..gpu import Device, NumericalError, Part, Plan, Tensor
 from ..reference import rope as rope_reference
 from ..reference import sample as sample_reference
 from .attention import attention, store_rows
 from .attention_windows import window_attention, window_tiles
 from .codes import embed_code
 from .conv import conv_columns
+from .conv1d import Tile, conv1d, conv1d_depthwise
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
 from .gated import add_gated
-from .gather import add_rows, embed, select_row
+from .gather import add_rows, embed, embed_mean, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
@@ -31,6 +32,7 @@ from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
 from .sample import argmax, penalize, sample, top_k
+from .streams import Rows, carry_rows, lead_rows, shift_rows
 
 Rng = np.random.Generator
 
@@ -182,6 +184,54 @@ def _conv_columns(plan: Plan, rng: Rng, n: int, t: int, f: int, c: int, valid: i
     return [conv_columns(plan, normal(plan, rng, n * t * f, c), frames, (t, f), scale)]
 
 
+def _filled_rows(plan: Plan, rng: Rng, n: int, c: int, before: int) -> Rows:
+    lead = lead_rows(before, c)
+    whole = normal(plan, rng, lead + n, c)
+    body = Part(whole.storage, 4 * lead * c, 4 * n * c, 0, n)
+    return Rows(whole, Tensor(plan.device, (n, c), "f32", [body], "x"))
+
+
+def _conv1d(
+    plan: Plan, rng: Rng, n: int, rate: int, f: int, c: int, taps: int = 1, dilation: int = 1, type: str = "f32",
+    act: str | None = None, scale: bool = False, residual: bool = False, snake: bool = False, plain: bool = False,
+    hidden: int = 0, before: int = 0, tile: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """n tokens of `rate` rows; `before` tokens went before them."""
+    plan.state = Tensor.from_numpy(plan.device, np.array([0, n, before], np.uint32), "state")
+    rows = n * rate
+    x = _filled_rows(plan, rng, rows, c, (taps - 1) * dilation) if taps > 1 else normal(plan, rng, rows, c)
+    added = normal(plan, rng, rows, f, name="residual") if residual else None
+    other = plan.empty((rows, f), "f32", "plain") if plain else None
+    options = {"taps": taps, "dilation": dilation, "per_token": rate, "act": act, "scale": scale, "hidden": hidden}
+    options |= {"residual": added, "snake": snake, "plain": other, "tile": Tile(**tile) if tile else None}
+    after = normal(plan, rng, 1 + scale + 2 * snake, f, name="after")
+    y = conv1d(plan, x, weight(plan, rng, (f, taps * c), type), after, **options)
+    return [y, *([other] if other is not None else [])]
+
+
+def _conv1d_depthwise(plan: Plan, rng: Rng, n: int, rate: int, c: int, taps: int) -> list[Tensor]:
+    x = _filled_rows(plan, rng, n * rate, c, taps - 1)
+    w, bias = normal(plan, rng, taps, c, name="w"), normal(plan, rng, c, name="bias")
+    return [conv1d_depthwise(plan, x, w, bias, rate)]
+
+
+def _carry_rows(plan: Plan, rng: Rng, n: int, rate: int, c: int, lead: int, used: int) -> list[Tensor]:
+    _state(plan, 3, used)
+    x = _filled_rows(plan, rng, n * rate, c, lead)
+    kept = normal(plan, rng, x.lead, c, name="kept")
+    return [carry_rows(plan, x, kept, rate).whole, kept]
+
+
+def _shift_rows(plan: Plan, rng: Rng, count: int, past: int, width: int) -> list[Tensor]:
+    _state(plan, past, 1)
+    return [shift_rows(plan, normal(plan, rng, past + 3, width, name="cache"), count)]
+
+
+def _embed_mean(plan: Plan, rng: Rng, type: str, n: int, k: int, v: int, d: int) -> list[Tensor]:
+    ids = Tensor.from_numpy(plan.device, rng.integers(0, v, (n, k)).astype(np.uint32), "ids")
+    return [embed_mean(plan, weight(plan, rng, (v, d), type), ids)]
+
+
 def _add_rows(plan: Plan, rng: Rng, n: int, v: int, d: int, k: int) -> list[Tensor]:
     ids = Tensor.from_numpy(plan.device, rng.integers(0, v, (n, k)).astype(np.uint32), "ids")
     x, table = normal(plan, rng, n, d), normal(plan, rng, v, d, name="table")
@@ -192,9 +242,10 @@ def _rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [rms_norm(plan, normal(plan, rng, n, d), normal(plan, rng, d, name="weight"), 1e-6)]
 
 
-def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int, scaled: bool = False) -> list[Tensor]:
     x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
-    return list(add_rms_norm(plan, x, residual, normal(plan, rng, d, name="weight"), 1e-5))
+    factors = normal(plan, rng, d, name="factors") if scaled else None
+    return list(add_rms_norm(plan, x, residual, normal(plan, rng, d, name="weight"), 1e-5, factors))
 
 
 def _layer_norm(plan: Plan, rng: Rng, n: int, d: int, per_token: int = 1) -> list[Tensor]:
@@ -261,11 +312,13 @@ def _load_rows(plan: Plan, rng: Rng, n: int, d: int, start: int) -> list[Tensor]
     return [load_rows(plan, normal(plan, rng, start + n + 2, d), n)]
 
 
-def _attention(plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str) -> list[Tensor]:
+def _attention(
+    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str, window: int = 0
+) -> list[Tensor]:
     _state(plan, past, n)
     keys, vals = (_filled_cache(plan, rng, past + n + 5, kv * hd, cache) for _ in range(2))
     q = normal(plan, rng, n, heads * hd, name="q")
-    return [attention(plan, q, keys, vals, heads, kv, hd**-0.5)]
+    return [attention(plan, q, keys, vals, heads, kv, hd**-0.5, window)]
 
 
 def _window_attention(
@@ -384,7 +437,12 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "quantize_q8": _quantize,
     "embed": _embed,
     "embed_code": _embed_code,
+    "embed_mean": _embed_mean,
     "conv_columns": _conv_columns,
+    "conv1d": _conv1d,
+    "conv1d_depthwise": _conv1d_depthwise,
+    "carry_rows": _carry_rows,
+    "shift_rows": _shift_rows,
     "add_rows": _add_rows,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -427,6 +485,24 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"shader": "matvec", "lanes": 32, "rows": 1, "tokens": 2, "workgroup": 64},
     {"shader": "matvec", "lanes": 16, "rows": 2, "tokens": 8, "workgroup": 64},
     {"shader": "matmul", "workgroup": 256},
+)
+
+# Tiles of conv1d that must all be right whatever the rule picks, and what the layers of Code2Wav do after their sums.
+TILES: tuple[dict[str, int], ...] = (
+    {"side_f": 16, "side_t": 16},
+    {"side_f": 8, "side_t": 32},
+    {"rows": 1, "tokens": 2, "workgroup": 64},
+    {"rows": 4, "tokens": 4, "lanes": 16},
+)
+AFTER: tuple[dict[str, Any], ...] = (
+    {},
+    {"act": "gelu"},
+    {"scale": True, "residual": True},
+    {"snake": True},
+    {"snake": True, "plain": True, "hidden": 9},
+    {"snake": True, "residual": True, "hidden": 5},
+    {"snake": True, "residual": True, "plain": True, "hidden": 8},
+    {"act": "clamp"},
 )
 
 CASES: tuple[Case, ...] = (
@@ -472,9 +548,29 @@ CASES: tuple[Case, ...] = (
     *(_case("conv_columns", n=n, t=t, f=f, c=c, valid=v, scale=s)
       for n, t, f, c, v, s in ((1, 100, 128, 1, 100, 1), (2, 50, 64, 32, 99, 2), (1, 25, 32, 480, 100, 4),
                                (2, 13, 5, 6, 7, 1), (1, 1, 1, 8, 1, 1))),
+    *(_case("conv1d", n=2, rate=5, f=f, c=c, taps=k, dilation=d, **after)
+      for (f, c, k, d), after in zip(
+          ((24, 8, 1, 1), (40, 12, 1, 1), (12, 40, 1, 1), (100, 36, 7, 1), (30, 4, 2, 1), (36, 36, 1, 1), (33, 8, 7, 9),
+           (1, 96, 7, 1)), AFTER, strict=True)),
+    *(_case("conv1d", n=3, rate=23, f=70, c=44, taps=7, dilation=3, type="f16", tile=t, **AFTER[6]) for t in TILES),
+    *(_case("conv1d", n=2, rate=3, f=20, c=12, taps=2, type=t) for t in ("f16", "bf16")),
+    *(_case("conv1d", n=1, rate=4, f=8, c=32, taps=7, before=b, **AFTER[5]) for b in (1, 2, 1 << 16)),
+    # A frame of the 30B's Code2Wav: one layer of each kind.
+    *(_case("conv1d", True, n=1, rate=r, f=f, c=c, taps=k, dilation=d, type="f16", **AFTER[i])
+      for r, f, c, k, d, i in ((4, 4096, 1024, 1, 1, 1), (4, 1024, 4096, 1, 1, 2), (4, 1536, 1024, 7, 1, 3),
+                               (4, 6144, 1536, 2, 1, 4), (32, 768, 768, 7, 9, 3), (160, 768, 384, 2, 1, 4),
+                               (640, 192, 192, 7, 3, 3), (1920, 96, 96, 7, 9, 3), (1920, 96, 96, 1, 1, 6),
+                               (1920, 1, 96, 7, 1, 7))),
+    *(_case("conv1d_depthwise", n=n, rate=r, c=c, taps=7) for n, r, c in ((3, 2, 1024), (2, 4, 36))),
+    *(_case("carry_rows", n=n, rate=r, c=c, lead=h, used=u)
+      for n, r, c, h, u in ((4, 32, 768, 54, 1), (2, 4, 1024, 6, 2), (9, 3, 4, 6, 5), (3, 5, 36, 1, 3))),
+    *(_case("shift_rows", count=c, past=p, width=w) for c, p, w in ((71, 300, 1024), (71, 71, 36), (5, 8, 4))),
+    *(_case("embed_mean", type=t, n=3, k=16, v=90, d=96) for t in TYPES),
+    _case("embed_mean", type="f16", n=2, k=16, v=32768, d=1024),
     *(_case("add_rows", n=n, v=v, d=d, k=k) for n, v, d, k in ((13, 1500, 1280, 1), (9, 2304, 1152, 4), (3, 5, 12, 2))),
     *(_case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
     *(_case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
+    *(_case("add_rms_norm", n=n, d=d, scaled=True) for n, d in ((4, 1024), (2, 33))),
     *(_case("layer_norm", n=n, d=d, per_token=p) for n, d, p in ((3, 1280, 1), (2, 1152, 4), (3, 4608, 1), (5, 33, 2))),
     *(_case("add_layer_norm", n=n, d=d) for n, d in ((3, 1280), (7, 100))),
     *(_case("rope", n=n, heads=h, hd=hd, style=s)
@@ -506,6 +602,9 @@ CASES: tuple[Case, ...] = (
       for n, h, kv, hd, p in ((1, 9, 3, 64, 0), (1, 32, 4, 128, 63), (1, 32, 4, 128, 64), (1, 16, 2, 128, 300),
                               (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))
       for c in ("f32", "f16")),
+    *(_case("attention", n=n, heads=h, kv=kv, hd=64, past=p, cache=c, window=w)
+      for n, h, kv, p, c, w in ((5, 16, 16, 300, "f32", 72), (80, 2, 2, 0, "f32", 72), (3, 4, 2, 70, "f16", 64),
+                                (4, 2, 1, 1, "f32", 1))),
     *(_case("window_attention", n=n, s=s, heads=h, hd=hd, windows=w, stored=c)
       for n, s, h, hd, w, c in ((1, 1, 2, 64, 1, "f32"), (208, 208, 20, 64, 2, "f32"), (130, 135, 2, 64, 3, "f16"),
                                 (64, 64, 16, 72, 1, "f32"), (70, 97, 3, 72, 2, "f16"), (9, 33, 2, 128, 4, "f32"),

@@ -35,6 +35,27 @@ def embed(plan: Plan, table: Tensor, ids: Tensor) -> Tensor:
     return y
 
 
+def embed_mean(plan: Plan, table: Tensor, ids: Tensor) -> Tensor:
+    """The mean of K rows of a table [V, D] of any weight type: ids uint32 [N, K] -> [N, D]. D a multiple of 32."""
+    expect("embed_mean", table, (None, None), WEIGHTS)
+    expect("embed_mean", ids, (None, None), ("u32",))
+    (n, k), d = ids.shape, table.shape[1]
+    require("embed_mean", d % 32 == 0, f"{table.name} has rows of {d}, not a multiple of 32")
+    require("embed_mean", len(table.parts) == 1, f"{table.name} is too large for one binding of this device")
+    y = plan.empty((n, d), "f32", f"{table.name}.mean")
+    kernel = Kernel.of("embed_mean.wgsl", WEIGHT=table.dtype, D=d, K=k, WG=32)
+    read = n * k * table.nbytes // table.shape[0]
+    inputs, grid = [table, ids, plan.state], (-(-d // 1024), n, 1)
+    plan.add("embed_mean", kernel, inputs, [y], grid, nbytes=n * d * 4 + read, flops=n * d * k)
+
+    def twin(_: int, n_tokens: int, table: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+        return [reference.embed_mean(table, ids[:n_tokens])]
+
+    # Sums in another order, of K values that are dequantised as in the twin.
+    plan.check(twin, [table, ids], [y], 1e-6)
+    return y
+
+
 def add_rows(plan: Plan, x: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """x + sum_k weights[:, k] * table[ids[:, k]]: x [N, D], table [V, D], ids uint32 [N, K], weights [N, K] -> [N, D].
 

@@ -29,20 +29,28 @@ def rms_norm(plan: Plan, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def add_rms_norm(plan: Plan, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(s, rms_norm(s)) with s = x + residual: all [N, D]."""
+def add_rms_norm(
+    plan: Plan, x: Tensor, residual: Tensor, weight: Tensor, eps: float, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(s, rms_norm(s)) with s = x + residual, or factors * x + residual: all [N, D], weight and factors [D]."""
     n, d = _shapes("add_rms_norm", x, weight)
     expect("add_rms_norm", residual, (n, d))
+    scales = [factors] if factors is not None else []
+    for tensor in scales:
+        expect("add_rms_norm", tensor, (d,))
     total = plan.empty((n, d), "f32", f"{weight.name}.sum")
     y = plan.empty((n, d), "f32", f"{weight.name}.out")
-    kernel = _kernel(plan, d, eps, residual=True)
-    inputs = [x, residual, weight, plan.state]
+    kernel = _kernel(plan, d, eps, residual=True, scaled=bool(scales))
+    inputs = [x, residual, *scales, weight, plan.state]
     plan.add("add_rms_norm", kernel, inputs, [total, y], (n, 1, 1), nbytes=16 * n * d + 4 * d, flops=5 * n * d)
 
-    def twin(_: int, n_tokens: int, x: np.ndarray, residual: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-        return list(reference.add_rms_norm(x[:n_tokens], residual[:n_tokens], weight, eps))
+    def twin(
+        _: int, n_tokens: int, x: np.ndarray, residual: np.ndarray, weight: np.ndarray, *factors: np.ndarray
+    ) -> list[np.ndarray]:
+        update = x[:n_tokens] * factors[0] if factors else x[:n_tokens]
+        return list(reference.add_rms_norm(update, residual[:n_tokens], weight, eps))
 
-    plan.check(twin, [x, residual, weight], [total, y], TOLERANCE)
+    plan.check(twin, [x, residual, weight, *scales], [total, y], TOLERANCE)
     return total, y
 
 
@@ -78,9 +86,7 @@ def add_layer_norm(
     y = plan.empty((n, d), "f32", f"{weight.name}.out")
     kernel = _layer_kernel(plan, n, d, eps, 1, residual=True)
     inputs, outputs = [x, residual, weight, bias, plan.state], [total, y]
-    plan.add(
-        "add_layer_norm", kernel, inputs, outputs, grid_1d(plan, n, 1), nbytes=16 * n * d + 8 * d, flops=8 * n * d
-    )
+    plan.add("add_layer_norm", kernel, inputs, outputs, grid_1d(plan, n, 1), nbytes=16 * n * d + 8 * d, flops=8 * n * d)
 
     def twin(
         _: int, n_tokens: int, x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray
@@ -96,8 +102,9 @@ def _layer_kernel(plan: Plan, rows: int, d: int, eps: float, per_token: int, *, 
     return Kernel.of("layer_norm.wgsl", ROWS=rows, PER_TOKEN=per_token, **params)
 
 
-def _kernel(plan: Plan, d: int, eps: float, *, residual: bool) -> Kernel:
-    return Kernel.of("rms_norm.wgsl", D=d, WG=workgroup_for(plan.device, d), EPS=float(eps), RESIDUAL=residual)
+def _kernel(plan: Plan, d: int, eps: float, *, residual: bool, scaled: bool = False) -> Kernel:
+    params = {"D": d, "WG": workgroup_for(plan.device, d), "EPS": float(eps)}
+    return Kernel.of("rms_norm.wgsl", RESIDUAL=residual, SCALED=scaled, **params)
 
 
 def _shapes(op: str, x: Tensor, weight: Tensor) -> tuple[int, int]:

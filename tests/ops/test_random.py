@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor, nbytes_of
-from qwen3omni_wgpu.ops.cases import BUILDERS, QUANTISED, TYPES, VARIANTS
+from qwen3omni_wgpu.ops.cases import AFTER, BUILDERS, QUANTISED, TILES, TYPES, VARIANTS
 from qwen3omni_wgpu.reference import attention as attention_twin
 from qwen3omni_wgpu.reference import elementwise as elementwise_twin
 from qwen3omni_wgpu.reference import moe as moe_twin
@@ -121,7 +121,32 @@ def matmul_swiglus(draw: st.DrawFn) -> dict[str, Any]:
 def attentions(draw: st.DrawFn) -> dict[str, Any]:
     kv = draw(some(1, 4))
     shapes = {"n": draw(some(1, 6)), "heads": kv * draw(some(1, 8)), "kv": kv, "hd": draw(fours(36))}
-    return {**shapes, "past": draw(some(0, 200)), "cache": draw(st.sampled_from(("f16", "f32")))}
+    window = draw(st.sampled_from((0, 0, 1, 40, 72)))  # each is a kernel of its own
+    return {**shapes, "past": draw(some(0, 200)), "cache": draw(st.sampled_from(("f16", "f32"))), "window": window}
+
+
+@st.composite
+def conv1ds(draw: st.DrawFn) -> dict[str, Any]:
+    # What comes after the sums and the tile make the kernel; the sizes are free.
+    after, tile = draw(st.sampled_from(AFTER)), draw(st.sampled_from((None, TILES[0])))
+    sizes = {"n": draw(some(1, 7)), "rate": draw(some(1, 9)), "f": draw(some(1, 70)), "c": draw(fours(20))}
+    sizes |= {"taps": draw(some(1, 7)), "dilation": draw(some(1, 9)), "before": draw(some(0, 3))}
+    if after.get("hidden"):
+        after = after | {"hidden": draw(some(1, 40))}
+    return {**sizes, **after, "tile": tile}
+
+
+@st.composite
+def carried(draw: st.DrawFn) -> dict[str, Any]:
+    n = draw(some(1, 9))
+    sizes = {"n": n, "rate": draw(some(1, 9)), "c": draw(fours(20)), "lead": draw(some(1, 60))}
+    return {**sizes, "used": draw(some(1, n))}
+
+
+@st.composite
+def shifts(draw: st.DrawFn) -> dict[str, Any]:
+    count = draw(some(1, 90))
+    return {"count": count, "past": count + draw(some(0, 100)), "width": draw(fours(30))}
 
 
 @st.composite
@@ -190,12 +215,21 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "embed_code": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "v": some(1, 70), "d": blocks(40), "before": st.booleans()},
     ),
+    "embed_mean": st.fixed_dictionaries(
+        {"type": st.sampled_from(TYPES), "n": some(1, 9), "k": some(1, 5), "v": some(1, 70), "d": blocks(9)},
+    ),
+    "conv1d": conv1ds(),
+    "conv1d_depthwise": st.fixed_dictionaries(
+        {"n": some(1, 6), "rate": some(1, 6), "c": fours(80), "taps": st.sampled_from((1, 2, 7))}
+    ),
+    "carry_rows": carried(),
+    "shift_rows": shifts(),
     "conv_columns": st.fixed_dictionaries(
         {"n": some(1, 4), "t": some(1, 9), "f": some(1, 9), "c": some(1, 12), "valid": some(1, 40), "scale": some(1, 4)}
     ),
     "add_rows": st.fixed_dictionaries({"n": some(1, 9), "v": some(1, 40), "d": fours(80), "k": some(1, 5)}),
     "rms_norm": rows(9, some(1, 700)),
-    "add_rms_norm": rows(9, some(1, 700)),
+    "add_rms_norm": st.fixed_dictionaries({"n": some(1, 9), "d": some(1, 700), "scaled": st.booleans()}),
     "layer_norm": st.fixed_dictionaries({"n": some(1, 7), "d": some(1, 700), "per_token": some(1, 4)}),
     "add_layer_norm": rows(9, some(1, 700)),
     "rope": ropes(),
@@ -223,6 +257,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
 UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "embed_code")
+UNPADDED += ("carry_rows", "shift_rows")  # as with rope_qkv
 PADDED = tuple(op for op in PARAMS if op not in UNPADDED)
 
 
