@@ -91,13 +91,13 @@ def bench(
         return _bench_ops(common, _pattern(match), repeat, form, large)
     if what in KINDS:
         prompt = gen = "0"
-        speech = f"{what},{speech}"
+        speech = ",".join(filter(None, (what, speech)))
     elif what is not None:
         raise InvalidRequest(f"bench measures a model (-m), or `ops`, `tts` or `code2wav` alone, not {what!r}")
     prompts, gens, depths = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
     towers, voices = media_tests(media), speech_tests(speech)
     columns = _COLUMNS | (_MEDIA_COLUMNS if towers or voices else {}) | (_SPEECH_COLUMNS if voices else {})
-    with opened(_with_context(common, prompts, gens, depths, voices)) as omni:
+    with opened(_with_context(common, prompts, gens, depths)) as omni:
         rows = chain(
             _rows(omni, prompts, gens, depths, repeat),
             _media_rows(omni, towers, repeat),
@@ -110,14 +110,11 @@ def bench(
 # A model ---------------------------------------------------------------------------------------------------------
 
 
-def _with_context(
-    common: Common, prompts: list[int], gens: list[int], depths: list[int], voices: list[SpeechTest]
-) -> Common:
-    """The options with a context that the longest test fits; what is read aloud has about six tokens a second."""
+def _with_context(common: Common, prompts: list[int], gens: list[int], depths: list[int]) -> Common:
+    """The options with a context that the longest test fits. Reading a text aloud needs none."""
     from dataclasses import replace
 
     needed = max(depths) + max(max(prompts), max(gens) + 2)
-    needed = max([needed, *(64 + 8 * test.size for test in voices)])
     return replace(common, ctx_size=common.ctx_size or max(needed, 16))
 
 

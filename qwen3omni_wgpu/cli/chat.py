@@ -183,10 +183,10 @@ class _Session:
         self.answer(self.chat.regenerate(self.config, speech=self.speech is not None))
 
     def _voice(self, name: str) -> None:
+        voice = known_voice(self.omni, name or self.config.voice)
         if name:
-            self.config = replace(self.config, voice=known_voice(self.omni, name))
-        known = ", ".join(speaker(self.omni).voices)
-        print(f"voice = {self.config.voice or 'default'} ({known})", file=sys.stderr)
+            self.config = replace(self.config, voice=voice)
+        print(f"voice = {voice} (of {', '.join(speaker(self.omni).voices)})", file=sys.stderr)
         if name and self.speech is None:
             note("answers are only written; start the chat with --speech FILE to have them spoken, too", self.common)
 

@@ -18,7 +18,7 @@ from qwen3omni_wgpu.cli.session import (
     read_text,
     timing_line,
 )
-from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, known_voice
 from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
 from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import Done, Reply, TextDelta
@@ -140,5 +140,5 @@ def _document(omni: "Omni", reply: Reply, config: "GenerationConfig", spoken: Sp
     if reply.logprobs is not None:
         document["logprobs"] = reply.logprobs
     if spoken.path:
-        document["speech"] = spoken.document() | {"voice": config.voice}
+        document["speech"] = spoken.document() | {"voice": known_voice(omni, config.voice)}
     return document

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3omni_wgpu.cli.session import Bar, Interrupt, note, opened, print_json, read_text
-from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, check_file, speaker
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, check_file, known_voice, speaker
 from qwen3omni_wgpu.cli.verbs import Common, verb
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError
 from qwen3omni_wgpu.events import Done, Reply
@@ -105,7 +105,7 @@ def _run(omni: "Omni", words: str, config: "GenerationConfig", spoken: Spoken, c
 def _document(omni: "Omni", words: str, config: "GenerationConfig", reply: Reply, spoken: Spoken) -> dict[str, Any]:
     return {
         "text": words,
-        "voice": config.voice,
+        "voice": known_voice(omni, config.voice),
         **spoken.document(),
         "finish_reason": reply.finish_reason,
         "timings": reply.timings,

@@ -92,8 +92,8 @@ def _profiler(omni: "Omni", common: Common) -> "Profiler | None":
         return None
     from qwen3omni_wgpu.gpu import Profiler
 
-    omni.engine.runner.profiler = Profiler(omni.device)
-    return omni.engine.runner.profiler
+    omni._resident.runner.profiler = Profiler(omni.device)
+    return omni._resident.runner.profiler
 
 
 def _trace_path(common: Common) -> Path:
@@ -195,6 +195,8 @@ class Bar:
         if event.phase != self._phase:
             self._start(event)
         self._bar.update(self._task, completed=event.done, total=event.total)
+        if event.done >= event.total:  # parts are also loaded later, where nobody waits for this bar's end
+            self.close()
 
     def _start(self, event: Progress) -> None:
         from rich.console import Console

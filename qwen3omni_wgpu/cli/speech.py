@@ -64,14 +64,14 @@ def speaker(omni: "Omni") -> Any:
     return omni
 
 
-def known_voice(omni: "Omni", name: str | None) -> str | None:
-    """The model's own spelling of a voice; None, its default, stays None.
+def known_voice(omni: "Omni", name: str | None) -> str:
+    """The model's own spelling of a voice; None = its default one.
 
     InvalidRequest with the voices there are when it is none of them, UnsupportedModel for a model that cannot speak.
     """
-    voices: tuple[str, ...] = speaker(omni).voices
+    voices: tuple[str, ...] = speaker(omni).voices  # the default one first
     if name is None:
-        return None
+        return voices[0]
     for voice in voices:
         if voice.casefold() == name.strip().casefold():
             return voice

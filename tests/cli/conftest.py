@@ -4,17 +4,19 @@ import io
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 from tiny_gguf import write_tiny
 
 from qwen3omni_wgpu.cli import run
 from qwen3omni_wgpu.convert.parts import ModelParts
+from qwen3omni_wgpu.events import AudioChunk, Done, Progress, Reply
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.omni import Omni
@@ -126,4 +128,86 @@ def fake(tiny, monkeypatch):
         monkeypatch.setattr(Omni, "from_pretrained", from_pretrained)
         return model
 
+    return build
+
+
+@dataclass
+class FakeVoice:
+    """A model that speaks: `chunks` is all it ever says, `asked` what it was asked.
+
+    before(i) is called when chunk i is wanted, and by `say` with -1 when it starts; closed: speeches that ended, by
+    themselves or from outside.
+    """
+
+    model: FakeModel
+    chunks: list[np.ndarray]
+    asked: list[SimpleNamespace] = field(default_factory=list)
+    finish_reason: Any = "stop"
+    before: Any = lambda index: None
+    closed: int = 0
+
+    @property
+    def samples(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.float32), *self.chunks])
+
+    def speech(self):
+        for index, chunk in enumerate(self.chunks):
+            self.before(index)
+            yield AudioChunk(chunk)
+
+    def spoken(self, reply: Reply) -> Reply:
+        codes = np.zeros((16, len(self.samples) // 1920 + 1), np.int64)
+        timings = reply.timings | {"frames_n": codes.shape[1]}
+        return replace(reply, audio=self.samples, codes=codes, timings=timings)
+
+
+@pytest.fixture
+def speaking(fake, monkeypatch):
+    """speaking("an answer", ...): as `fake`, of a model with the voices ethan and chelsie that can speak."""
+
+    def build(*answers: str) -> FakeVoice:
+        rng = np.random.default_rng()
+        sizes = [1365, 1920, 3840, 5760]
+        made = FakeVoice(fake(*answers), [rng.uniform(-1, 1, size).astype(np.float32) for size in sizes])
+
+        def stream(self, prompt, *, speech=False, config=None, **media):
+            made.asked.append(SimpleNamespace(prompt=prompt, speech=speech, config=config))
+            events = original(self, prompt, config=config, **media)
+            return with_speech(events) if speech else events
+
+        def with_speech(events):
+            """Sound between the words, most of it after them, as where a talker is slower than a thinker."""
+            sound = made.speech()
+            try:
+                for event in events:
+                    if isinstance(event, Done):
+                        yield from sound
+                        yield Done(made.spoken(event.reply))
+                        return
+                    yield event
+                    if (chunk := next(sound, None)) is not None:
+                        yield chunk
+            finally:
+                events.close()
+                made.closed += 1
+
+        def say_stream(self, text, voice=None, config=None):
+            made.asked.append(SimpleNamespace(prompt=text, voice=voice, config=config))
+            return saying()
+
+        def saying():
+            try:
+                made.before(-1)
+                yield Progress("prefill", 1, 1)
+                yield from made.speech()
+                yield Done(made.spoken(Reply("", [], [], made.finish_reason)))
+            finally:
+                made.closed += 1
+
+        monkeypatch.setattr(Omni, "stream", stream)
+        monkeypatch.setattr(Omni, "say_stream", say_stream, raising=False)
+        monkeypatch.setattr(Omni, "voices", ("ethan", "chelsie"), raising=False)
+        return made
+
+    original = Omni.stream
     return build

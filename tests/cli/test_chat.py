@@ -80,7 +80,7 @@ def test_set_and_stats(command, fake):
     ("/dance", ["/dance", "/help"]),
     ("/image no-such.png", ["no-such.png", "No such file"]),
     ("/audio", ["name a file", "/audio FILE"]),
-    ("/voice Ethan", ["speech", "text only"]),
+    ("/voice Ethan", ["speech"]),
     ("/set colour red", ["colour"]),
     ("/set top_k many", ["top_k", "whole number"]),
     ("/set top_p 3", ["top_p"]),
