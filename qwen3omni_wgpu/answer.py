@@ -3,8 +3,8 @@
 import contextlib
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from qwen3omni_wgpu.engine import Engine, Token
 from qwen3omni_wgpu.events import (
@@ -22,14 +22,20 @@ from qwen3omni_wgpu.inputs.detokenize import TextStream
 from qwen3omni_wgpu.inputs.prompt import Prompt
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.sampler import GenerationConfig
+from qwen3omni_wgpu.speech import Speech
 
 
 def answer_events(
-    engine: Engine, tokenizer: Tokenizer, prompt: Prompt, config: GenerationConfig, timings: dict[str, float]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    config: GenerationConfig,
+    timings: dict[str, float],
+    speech: Speech | None = None,
 ) -> EventStream:
-    """Answer the prompt under a resolved config: Progress for a long prompt, TextDelta, Done.
+    """Answer the prompt under a resolved config: Progress for a long prompt, TextDelta, AudioChunk, Done.
 
-    timings: what the answer took before this, to be reported with the rest.
+    timings: what the answer took before this, to be reported with the rest. speech: speaks the answer as it comes.
     """
     ahead = yield from _prefill(engine, prompt)
     answer = _Answer(tokenizer, config)
@@ -38,11 +44,17 @@ def answer_events(
         for token in tokens:
             if text := answer.take(token):
                 yield TextDelta(text)
+            if speech is not None:
+                yield from speech.push(token.id)
             if answer.stopped:
                 break
     if text := answer.rest():
         yield TextDelta(text)
-    yield Done(answer.reply(prompt.ids, {**timings, **_timings(engine, ahead)}))
+    spoken: dict[str, Any] = {}
+    if speech is not None:
+        yield from speech.finish()
+        spoken, timings = {"audio": speech.audio, "codes": speech.codes}, timings | speech.timings
+    yield Done(replace(answer.reply(prompt.ids, {**timings, **_timings(engine, ahead)}), **spoken))
 
 
 class _Answer:

@@ -19,6 +19,7 @@ from qwen3omni_wgpu.resident import Resident
 from qwen3omni_wgpu.runner import Runner
 
 DEFAULT_CONTEXT = 8192  # tokens; a model's own context length where that is smaller
+TALKER_FRAMES = 4096  # of speech that fit the talker's context behind a prompt: five and a half minutes
 
 
 def open_model(
@@ -35,9 +36,10 @@ def open_model(
     cpu: bool,
     tokenizer_file: str | Path | None,
     offline: bool,
+    lazy: bool,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[Resident, Tokenizer]:
-    """The model with its thinker loaded, and its tokenizer. Arguments and errors: see Omni.from_pretrained."""
+    """The model, its thinker loaded unless lazy, and its tokenizer. Arguments and errors: see Omni.from_pretrained."""
     chosen = _activations(activations)
     path = locate(model, offline=offline, progress=_reporter(progress, "pull"))
     parts = open_parts(
@@ -61,8 +63,11 @@ def open_model(
             lambda runner: _engine(file, opened, tokens, chosen, kv_type, runner, report),
             fetch=_fetcher(model, type, offline, _reporter(progress, "pull")),
             progress=report,
+            activations=chosen,
+            talker_context=tokens + TALKER_FRAMES,
         )
-        resident.engine()
+        if not lazy:
+            resident.engine()
         return resident, tokenizer
     except BaseException:
         opened.close()

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from qwen3omni_wgpu.inputs.placeholders import (
     image_tokens,
 )
 from qwen3omni_wgpu.inputs.prompt import MediaRows, Prompt
-from qwen3omni_wgpu.inputs.sources import Access
+from qwen3omni_wgpu.inputs.sources import Access, Source
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.inputs.video import Video, load_video
 from qwen3omni_wgpu.messages import Given
@@ -110,7 +110,7 @@ class Media:
             return self.clip(source[0], source[1])
         if isinstance(source, np.ndarray | list):
             return from_waveform(np.asarray(source), sampling_rate or self.front.sampling_rate, self.front)
-        return load_audio(source, self.front, access=self.access)
+        return load_audio(cast(Source, source), self.front, access=self.access)
 
     def _part(self, data: AudioClip | Picture | Video) -> Part:
         if isinstance(data, AudioClip):

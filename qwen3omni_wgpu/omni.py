@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from qwen3omni_wgpu.answer import answer_events
 from qwen3omni_wgpu.chat import Chat
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
-from qwen3omni_wgpu.events import EventStream, Progress, Reply, reply_of
+from qwen3omni_wgpu.errors import InvalidRequest
+from qwen3omni_wgpu.events import Done, EventStream, FinishReason, Progress, Reply, reply_of
+from qwen3omni_wgpu.inputs.audio_file import Audio
 from qwen3omni_wgpu.inputs.image import load_image
 from qwen3omni_wgpu.inputs.placeholders import Expanded
 from qwen3omni_wgpu.inputs.prompt import Prompt
@@ -23,6 +25,7 @@ from qwen3omni_wgpu.media import Media, Medium
 from qwen3omni_wgpu.messages import Given, Message, taken_apart, with_media
 from qwen3omni_wgpu.resident import Resident
 from qwen3omni_wgpu.sampler import GenerationConfig
+from qwen3omni_wgpu.speech import SAY, Speaker, Speech, spoken_text
 from qwen3omni_wgpu.transcribe import (
     WINDOW,
     Transcript,
@@ -34,8 +37,6 @@ from qwen3omni_wgpu.transcribe import (
 
 Question = str | Sequence[Message] | Sequence[int]
 
-_NO_SPEECH = "speech: this version writes text only"
-
 
 class Omni:
     """A model ready to answer. Make one with `Omni.from_pretrained`; close it, or use it in a `with` block."""
@@ -46,6 +47,7 @@ class Omni:
         self.tokenizer = tokenizer
         self.device = resident.device
         self._resident = resident
+        self._speaker = Speaker(resident)
         self._media = Media(resident, tokenizer, access or Access(data_uris=False))
         self._template: ChatTemplate | None = None
         self.load_s = load_s
@@ -68,6 +70,7 @@ class Omni:
         tokenizer_file: str | Path | None = None,
         offline: bool = False,
         allow_urls: bool = False,
+        lazy: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> "Omni":
         """Load a model onto the GPU: the thinker now, other parts when they are first needed.
@@ -81,6 +84,7 @@ class Omni:
         ctx_size: tokens of prompt and answer together that fit (default: the model's own limit, at most 8192).
         activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16" or "f32".
         tokenizer_file: a tokenizer.json instead of the model's own. progress: called with bytes loaded.
+        lazy: load nothing yet; `say` needs no thinker at all.
         allow_urls: media may be named by http, https and data: addresses, too, not only by files of this machine.
         Raises ModelNotFound, InvalidModelFile, UnsupportedModel, UnsupportedDevice, OutOfDeviceMemory, InvalidRequest.
         """
@@ -98,6 +102,7 @@ class Omni:
             cpu=cpu,
             tokenizer_file=tokenizer_file,
             offline=offline,
+            lazy=lazy,
             progress=progress,
         )
         access = Access(urls=allow_urls, data_uris=allow_urls)
@@ -143,11 +148,11 @@ class Omni:
         Bad input raises here, before the first event is asked for. Closing the iterator ends the answer; what it wrote
         stays in the KV cache and is reused.
         """
-        if speech:
-            raise UnsupportedModel(_NO_SPEECH)
         engine = self._ready()
         settings = (config or GenerationConfig()).resolved(self.file.metadata)
         start = time.perf_counter()
+        if speech:
+            self._speaker.check(settings.voice)
         ids, media = self._question(prompt, settings.raw, _given(images, audio, video))
         made, expanded = self._media.prompt(ids, media) if media else (Prompt.text(ids), None)
         if len(made) > engine.ctx_size:
@@ -156,7 +161,8 @@ class Omni:
                 f"the prompt has {len(made)} tokens{long} and the context holds {engine.ctx_size}; "
                 "shorten it, or load the model with a larger --ctx-size"
             )
-        return self._events(engine, made, expanded, media, settings, time.perf_counter() - start)
+        speaker = self._speaker.speech(made, settings, engine) if speech else None
+        return self._events(engine, made, expanded, media, settings, time.perf_counter() - start, speaker)
 
     def tokenize(self, prompt: Question, *, raw: bool = False) -> list[int]:
         """The token ids that a prompt becomes: through the chat template, or without it for `raw` texts and ids.
@@ -201,6 +207,57 @@ class Omni:
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation that remembers its turns and keeps their KV cache."""
         return Chat(self, system)
+
+    # Speech ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices, the default one first. Raises what `say` raises for models that cannot speak."""
+        return self._speaker.voices
+
+    def say(self, text: str, voice: str | None = None, config: GenerationConfig | None = None) -> Audio:
+        """Speak a text, as if it were the model's answer. The thinker is not run, only its embeddings are read.
+
+        Raises InvalidRequest (unknown voice, nothing to say), UnsupportedModel or ModelNotFound (no talker),
+        DeviceLost.
+        """
+        reply = reply_of(self.say_stream(text, voice, config))
+        if reply.audio is None:
+            raise InvalidRequest("the model spoke nothing; try other words, or another seed")
+        return Audio(reply.audio, reply.sampling_rate)
+
+    def say_stream(self, text: str, voice: str | None = None, config: GenerationConfig | None = None) -> EventStream:
+        """The same as events: AudioChunk while it is spoken, Done with the whole at the end."""
+        settings = config or GenerationConfig()
+        settings = replace(settings, voice=voice or settings.voice).resolved(self.file.metadata)
+        self._speaker.check(settings.voice)
+        ids, _ = self._question([{"role": "user", "content": SAY}], False, [])
+        words = self.tokenizer.encode(text, parse_special=False)
+        if not text.strip() or not words:
+            raise InvalidRequest("there is nothing to say: the text is empty")
+        tokens = [*words, min(self.tokenizer.eos_ids)]
+        return self._spoken(self._speaker.speech(Prompt.text(ids), settings), text, ids, tokens)
+
+    def _spoken(self, speech: Speech, text: str, ids: list[int], tokens: list[int]) -> EventStream:
+        self._start()
+        try:
+            yield from spoken_text(speech, tokens)
+            timings = {"load_s": self.load_s, **speech.timings}
+            reason: FinishReason = "length" if speech.cut_off else "stop"
+            yield Done(Reply(text, tokens, ids, reason, timings, audio=speech.audio, codes=speech.codes))
+        finally:
+            self._busy = False
+
+    def code2wav(self, codes: Any, mode: Literal["gapless", "reference"] = "gapless") -> np.ndarray:
+        """Codes int [16, frames] to samples float32, 24 kHz: 1920 a frame, less 555 at the beginning.
+
+        mode "reference": decoded in pieces as transformers does, which loses 555 samples at every 300 frames.
+        """
+        self._start()
+        try:
+            return self._resident.vocoder().decode(np.asarray(codes), mode=mode)
+        finally:
+            self._busy = False
 
     # Media ----------------------------------------------------------------------------------------------------------
 
@@ -339,6 +396,7 @@ class Omni:
         media: list[Medium],
         config: GenerationConfig,
         media_s: float,
+        speech: Speech | None,
     ) -> EventStream:
         self._start()
         try:
@@ -347,7 +405,7 @@ class Omni:
                 start = time.perf_counter()
                 prompt = yield from self._media.encode(prompt, expanded, media, engine.cached(prompt))
                 timings["media_s"] = media_s + time.perf_counter() - start
-            yield from answer_events(engine, self.tokenizer, prompt, config, timings)
+            yield from answer_events(engine, self.tokenizer, prompt, config, timings, speech)
         finally:
             self._busy = False
 

@@ -11,11 +11,15 @@ from .encoders.vision import VisionEncoder
 from .engine import Engine
 from .errors import InvalidRequest
 from .formats.gguf import GGUFFile
-from .gpu import Device, Tensor
+from .gpu import Device
 from .models.audio import AudioConfig, AudioModel
+from .models.code2wav import Code2WavModel
+from .models.code_predictor import CodePredictorModel
+from .models.talker import TalkerConfig, TalkerModel
 from .models.vision import VisionModel
 from .runner import Runner
-from .weights import load_weights
+from .voice.code2wav import Vocoder
+from .voice.talker import Talker
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 TOWERS = ("audio", "vision")  # together they are the part "mmproj"
@@ -35,6 +39,8 @@ class Resident:
         *,
         fetch: Callable[[str], GGUFFile] | None = None,
         progress: Progress | None = None,
+        activations: str = "f32",
+        talker_context: int = 4096,
     ):
         self.device = device
         self.parts = parts
@@ -42,16 +48,18 @@ class Resident:
         self._load_engine = load_engine
         self._fetch = fetch
         self._progress = progress
+        self._activations = activations
+        self._talker_context = talker_context
         self._engine: Engine | None = None
         self._towers: dict[str, Any] = {}
-        self._weights: dict[str, dict[str, Tensor]] = {}
+        self._voice: dict[str, Any] = {}
         self.closed = False
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Names of the parts whose weights are on the device; "mmproj" when one of its two towers is."""
-        thinker, towers = ["thinker"] if self._engine is not None else [], ["mmproj"] if self._towers else []
-        return (*thinker, *self._weights, *towers)
+        """Names of the parts whose weights are on the device; a part of several is when one of them is."""
+        there = {"thinker": self._engine is not None, "mmproj": self._towers, "talker": self._voice}
+        return tuple(part for part, found in there.items() if found)
 
     def part(self, name: str) -> GGUFFile:
         """Headers and metadata of a part, fetched from where the model came from if it is not here.
@@ -89,6 +97,26 @@ class Resident:
         """The audio tower's settings, without its weights."""
         return AudioConfig.from_gguf(self.part("mmproj"))
 
+    def talker_config(self) -> TalkerConfig:
+        """The talker's settings, without its weights."""
+        return TalkerConfig.from_gguf(self.part("talker"))
+
+    def talker(self) -> Talker:
+        """Talker and code predictor, ready to run."""
+        if "talker" not in self._voice:
+            file = self.part("talker")
+            model = TalkerModel.load(file, self.device, self._activations, self._progress)
+            predictor = CodePredictorModel.load(file, self.device, self._activations, self._progress)
+            self._voice["talker"] = Talker(model, predictor, self.runner, ctx_size=self._talker_context)
+        return self._voice["talker"]
+
+    def vocoder(self) -> Vocoder:
+        """Code2Wav, ready to run."""
+        if "vocoder" not in self._voice:
+            model = Code2WavModel.load(self.part("talker"), self.device, self._progress)
+            self._voice["vocoder"] = Vocoder(model, self.runner)
+        return self._voice["vocoder"]
+
     def load(self, name: str) -> None:
         """Put a part on the device before its first use would."""
         if name == "thinker":
@@ -98,15 +126,11 @@ class Resident:
             for tower in TOWERS:
                 if metadata.get(f"clip.has_{tower}_encoder"):
                     getattr(self, tower)()
+        elif name == "talker":
+            self.talker()
+            self.vocoder()
         else:
-            self.weights(name)
-
-    def weights(self, part: str) -> dict[str, Tensor]:
-        """The tensors of another part (talker), by name. Raises what load_weights raises."""
-        if part not in self._weights:
-            file = self.part(part)
-            self._weights[part] = load_weights(self.device, file, file.tensors, self._progress)
-        return self._weights[part]
+            self.part(name)
 
     def release(self, part: str) -> None:
         """Free the part's memory on the device; its next use loads it again. The thinker forgets its KV cache."""
@@ -119,8 +143,13 @@ class Resident:
                 encoder.free()
                 encoder.model.free()
             self._towers.clear()
-        for tensor in self._weights.pop(part, {}).values():
-            tensor.free()
+        if part == "talker":
+            if "talker" in self._voice:
+                self._voice["talker"].predictor.free()
+            for running in self._voice.values():
+                running.free()
+                running.model.free()
+            self._voice.clear()
 
     def close(self) -> None:
         """Give the device back with all that is on it. Closing twice is fine."""
@@ -128,7 +157,7 @@ class Resident:
             self.closed = True
             self._engine = None
             self._towers.clear()
-            self._weights.clear()
+            self._voice.clear()
             self.device.close()
 
     def _check_open(self) -> None:

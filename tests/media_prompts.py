@@ -9,6 +9,9 @@ RATE = 16000
 # "Hello world, what is this?", 22.05 kHz: espeak-ng -v en-us -s 165 -w hello.wav, as FLAC
 SPOKEN = Path(__file__).parent / "data" / "hello.flac"
 
+# Name -> what the user says, tokens of the answer, most frames of its speech.
+SPOKEN_TEXTS = {"russian": ("Привет мир", 9, 14), "english": ("hello world", 12, 12), "chinese": ("你好，世界", 7, 16)}
+
 
 def sound(seed: int, samples: int) -> np.ndarray:
     """A gliding tone with beats and noise: float32 [samples] at 16 kHz."""

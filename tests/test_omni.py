@@ -191,7 +191,7 @@ def test_a_model_of_text_alone_refuses_media(make, media):
 
 
 def test_speech_is_refused_plainly(make):
-    with pytest.raises(UnsupportedModel, match="this version writes text only"):
+    with pytest.raises(UnsupportedModel, match="a model of text alone: for speech use Qwen3-Omni"):
         make().generate("hi", speech=True)
 
 

