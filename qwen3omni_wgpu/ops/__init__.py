@@ -11,6 +11,7 @@ from .gather import add_rows, embed, embed_mean, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
+from .moe_experts import moe_swiglu
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
@@ -46,6 +47,7 @@ __all__ = [
     "moe_combine",
     "moe_gate",
     "moe_matmul",
+    "moe_swiglu",
     "penalize",
     "quantize_q8",
     "replace_rows",

@@ -28,6 +28,7 @@ from .gather import add_rows, embed, embed_mean, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
+from .moe_experts import moe_swiglu
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rows import load_rows
@@ -126,29 +127,40 @@ def _variant(variant: dict[str, Any] | None) -> Variant | None:
 
 def _matmul(
     plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None,
-    used: int | None = None, bias: bool = False, gelu: str | None = None,
+    used: int | None = None, bias: bool = False, gelu: str | None = None, norm: bool = False, residual: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     plan.activations = act
     if used is not None:
         _state(plan, 0, used)
     added = normal(plan, rng, f, name="bias") if bias else None
-    x, w = normal(plan, rng, n, d), weight(plan, rng, (f, d), type)
-    return [matmul(plan, x, w, bias=added, act=gelu, variant=_variant(variant))]
+    before = _norm(plan, rng, d) if norm else None
+    rest = normal(plan, rng, n, f, name="residual") if residual else None
+    x, w = normal(plan, rng, n, d, scale=3.0 if norm else 1.0), weight(plan, rng, (f, d), type)
+    return [matmul(plan, x, w, bias=added, act=gelu, norm=before, residual=rest, variant=_variant(variant))]
 
 
-def _matmul_joined(plan: Plan, rng: Rng, types: str, n: int, fs: str, d: int, act: str = "f32") -> list[Tensor]:
+def _norm(plan: Plan, rng: Rng, d: int) -> tuple[Tensor, float]:
+    return normal(plan, rng, d, name="norm"), 1e-3
+
+
+def _matmul_joined(
+    plan: Plan, rng: Rng, types: str, n: int, fs: str, d: int, act: str = "f32", norm: bool = False
+) -> list[Tensor]:
     plan.activations = act
     sizes = zip(types.split(), map(int, fs.split()), strict=True)
     weights = [weight(plan, rng, (f, d), kind, f"w{i}") for i, (kind, f) in enumerate(sizes)]
-    return [matmul_joined(plan, normal(plan, rng, n, d), weights)]
+    before = _norm(plan, rng, d) if norm else None
+    return [matmul_joined(plan, normal(plan, rng, n, d), weights, norm=before)]
 
 
 def _matmul_swiglu(
-    plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None
-) -> list[Tensor]:
+    plan: Plan, rng: Rng, type: str, n: int, f: int, d: int, act: str = "f32", variant: dict[str, Any] | None = None,
+    norm: bool = False,
+) -> list[Tensor]:  # fmt: skip
     plan.activations = act
     w = weight(plan, rng, (2 * f, d), type)
-    return [matmul_swiglu(plan, normal(plan, rng, n, d), [w], variant=_variant(variant))]
+    before = _norm(plan, rng, d) if norm else None
+    return [matmul_swiglu(plan, normal(plan, rng, n, d), [w], norm=before, variant=_variant(variant))]
 
 
 def _moe_matmul(
@@ -160,6 +172,18 @@ def _moe_matmul(
     x = normal(plan, rng, n if shared else n * k, d)
     w = weight(plan, rng, (e, f, d), type)
     return [moe_matmul(plan, x, w, Tensor.from_numpy(plan.device, ids, "ids"), variant=_variant(variant))]
+
+
+def _moe_swiglu(
+    plan: Plan, rng: Rng, type: str, n: int, k: int, e: int, f: int, d: int, act: str = "f32", apart: bool = False,
+    variant: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    plan.activations = act
+    ids = np.stack([rng.permutation(e)[:k] for _ in range(n)]).astype(np.uint32)
+    shapes = [(e, f, d)] * 2 if apart else [(2 * e, f, d)]
+    weights = [weight(plan, rng, shape, type) for shape in shapes]
+    chosen = Tensor.from_numpy(plan.device, ids, "ids")
+    return [moe_swiglu(plan, normal(plan, rng, n, d), weights, chosen, variant=_variant(variant))]
 
 
 def _quantize(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
@@ -434,6 +458,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "matmul_joined": _matmul_joined,
     "matmul_swiglu": _matmul_swiglu,
     "moe_matmul": _moe_matmul,
+    "moe_swiglu": _moe_swiglu,
     "quantize_q8": _quantize,
     "embed": _embed,
     "embed_code": _embed_code,
@@ -505,6 +530,12 @@ AFTER: tuple[dict[str, Any], ...] = (
     {"act": "clamp"},
 )
 
+FUSED: tuple[dict[str, Any], ...] = (
+    {"shader": "fused_matvec", "lanes": 1, "rows": 4, "tokens": 2, "workgroup": 8, "wide": True},
+    {"shader": "fused_matvec", "lanes": 16, "rows": 2, "tokens": 1, "workgroup": 256},
+    {"shader": "fused_matvec", "lanes": 4, "rows": 4, "tokens": 2, "workgroup": 64},
+)
+
 CASES: tuple[Case, ...] = (
     # Every weight type: one token, a few, many; rows with an odd number of blocks (start in the middle of a word).
     *(_case("matmul", type=t, n=n, f=96, d=d) for t in TYPES for n, d in ((1, 256), (1, 96), (5, 96), (19, 160))),
@@ -519,6 +550,16 @@ CASES: tuple[Case, ...] = (
       for t in ("f32", "f16", "bf16") for n, d in ((1, 36), (6, 100), (19, 4))),
     *(_case("matmul", type="f16", n=13, f=70, d=140, bias=True, gelu="gelu", variant=v) for v in VARIANTS),
     _case("matmul", type="f16", n=4, f=1152, d=4304, bias=True),
+    # The norm before and the addition after; the talker's and the code predictor's shapes.
+    *(_case("matmul", type=t, n=n, f=76, d=96, act=a, norm=no, residual=r, variant=v)
+      for t, a in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_1", "f32"), ("q4_0", "q8"))
+      for n, no, r, v in ((1, True, True, None), (2, True, False, FUSED[2]), (2, False, True, FUSED[0]),
+                          (1, True, True, FUSED[1]))),
+    *(_case("matmul", type=t, n=2, f=52, d=160, norm=True, residual=True) for t in ("f16", "bf16", "q4_0")),
+    *(_case("matmul", type="q8_0", n=n, f=60, d=96, norm=True, residual=True, bias=b, act="q8")
+      for n, b in ((5, False), (2, True))),
+    *(_case("matmul", type=t, n=1, f=1024, d=d, residual=True, act=a)
+      for t, a in (("q8_0", "q8"), ("f16", "f32")) for d in (2048, 3072)),
     # SmolLM2-135M and the 30B thinker.
     *(_case("matmul", type="q8_0", n=n, f=f, d=d) for n in (1, 128) for f, d in ((576, 576), (1536, 576), (576, 1536))),
     *(_case("matmul", type="q8_0", n=1, f=f, d=d) for f, d in ((4096, 2048), (512, 2048), (2048, 4096))),
@@ -539,6 +580,13 @@ CASES: tuple[Case, ...] = (
       for n in (1, 8) for a in ("f32", "q8")),
     *(_case("moe_matmul", True, type="q8_0", n=n, k=8, e=128, f=2048, d=768, shared=False, act=a)
       for n in (1, 8) for a in ("f32", "q8")),
+    *(_case("moe_swiglu", type=t, n=n, k=3, e=8, f=42, d=96, act=act, variant=v)
+      for t, act in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_0", "q8"), ("q4_1", "f32"))
+      for n, v in ((1, None), (2, FUSED[1]))),
+    *(_case("moe_swiglu", type="q8_0", n=n, k=2, e=8, f=32, d=64, apart=a, act="q8")
+      for n, a in ((5, False), (1, True))),
+    *(_case("moe_swiglu", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a) for a in ("f32", "q8")),
+    *(_case("moe_swiglu", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
     _case("quantize_q8", n=1, d=2048),
     _case("quantize_q8", n=37, d=576),
     *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),
@@ -589,12 +637,19 @@ CASES: tuple[Case, ...] = (
       for n, h, hd, s in ((7, 16, 72, 12), (3, 2, 32, 0))),
     *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act)
       for t, f in (("q8_0", "130"), ("q4_0 q4_0 q8_0", "64 40 26")) for n in (1, 20) for act in ("f32", "q8")),
+    *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act, norm=True)
+      for t, f in (("q8_0", "130"), ("q4_0 f16 q8_0", "64 40 26")) for n in (2, 20) for act in ("f32", "q8")),
+    _case("matmul_joined", types="q8_0", n=1, fs="4096", d=1024, act="q8", norm=True),
     *(_case("matmul_swiglu", type=t, n=n, f=f, d=d, act=act)
       for t, act in (("q8_0", "f32"), ("q8_0", "q8"), ("q4_1", "f32"), ("f16", "f32"))
       for n, f, d in ((1, 75, 96), (3, 64, 96), (20, 100, 96))),
     *(_case("matmul_swiglu", type="q8_0", n=13, f=75, d=288, act=a, variant=v)
       for v in VARIANTS for a in ("f32", "q8")),
     _case("matmul_swiglu", type="q8_0", n=1, f=1536, d=576),
+    *(_case("matmul_swiglu", type=t, n=n, f=75, d=96, act=act, norm=True, variant=v)
+      for t, act in (("q8_0", "f32"), ("q8_0", "q8"), ("f16", "f32"))
+      for n, v in ((1, None), (2, None), (2, FUSED[1]), (2, FUSED[2]), (4, None))),
+    _case("matmul_swiglu", type="q8_0", n=1, f=3072, d=1024, act="q8", norm=True),
     *(_case("swiglu_joined", n=n, f=f) for n, f in ((1, 1536), (7, 36))),
     *(_case("store_rows", n=5, width=w, cache=c, start=3) for w in (192, 512) for c in ("f32", "f16")),
     *(_case("load_rows", n=n, d=d, start=s) for n, d, s in ((5, 1152, 9), (1, 4, 0), (3, 260, 1))),

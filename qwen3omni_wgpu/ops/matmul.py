@@ -4,64 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 
-from ..gpu import Device, Kernel, NumericalError, Plan, Tensor
+from ..gpu import Kernel, NumericalError, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import gelu, gelu_tanh, swiglu
-from .elementwise import swiglu_joined
+from ..reference.norm import rms_norm
+from .elementwise import add, swiglu_joined
+from .fused import Norm, expect_around, fits, fused_into, normed
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
+from .variant import TOLERANCE, TOLERANCE_Q8, Variant, choose, is_packed, weight_type
 
-# Sums of D products in another order than NumPy's: the error grows like sqrt(D) * 2^-24 of the terms' size. Terms here
-# are of order 1 and D up to 4096: 64 * 6e-8 = 4e-6 of sqrt(D), relative to the largest output. 2e-5 leaves room.
-TOLERANCE = 2e-5
-# An activation on the border between two integers may round the other way: one step (1/127 of its group's maximum, 3 at
-# most) of one term out of D, times a weight of order 1/sqrt(D), D at least 64.
-TOLERANCE_Q8 = 3e-3
 # What a matmul may apply to its outputs before it writes them, and the twin. Their slope is 1.13 at most.
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 _SLOPE = 1.13
-# Weights of a matrix that is not worth the largest kernel on a software adapter.
-SMALL = 1 << 17
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a matmul: shader, threads a row, rows and tokens a thread, threads a workgroup."""
-
-    shader: str  # "matvec" or "matmul"
-    lanes: int = 1
-    rows: int = 4
-    tokens: int = 1
-    workgroup: int = 32
-    wide: bool = False  # 64-bit loads of the weights, where the type and the device have them (matvec)
-
-
-def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Variant:
-    """The variant for N tokens, F outputs and D inputs; by rule, until the tuner knows the device better."""
-    if device.info.software:
-        # One thread a row, several rows and tokens a thread: on a CPU loads cost most and reductions gain nothing.
-        if experts or n == 1:
-            return Variant("matvec", lanes=1, rows=8, tokens=1, workgroup=8, wide=True)
-        # Where there is little to do, compiling 8 x 8 sums a thread (seconds) would take longer than they save.
-        most = 4 if f * d <= SMALL else 8
-        tokens = min(most, 1 << (n - 1).bit_length())
-        return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
-    if n > 8 and not experts:
-        return Variant("matmul", workgroup=256)
-    blocks = -(-d // 32)
-    lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
-    tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
-    return Variant("matvec", lanes=lanes, rows=2 if tokens <= 4 else 1, tokens=tokens, workgroup=64)
-
-
-def _type(plan: Plan, w: Tensor, variant: Variant) -> str:
-    """The weight type as the shader knows it."""
-    wide = variant.wide and variant.shader == "matvec" and w.dtype == "q8_0"
-    return "q8_0_wide" if wide and "shader-int64" in plan.device.features else w.dtype
 
 
 def quantize_q8(plan: Plan, x: Tensor, per_token: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,13 +63,17 @@ def matmul(
     *,
     bias: Tensor | None = None,
     act: str | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
     variant: Variant | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """act(x w^T + bias): x [N, D], w [F, D] of any weight type, bias [F] -> [N, F].
+    """act(norm(x) w^T + bias) + residual: x [N, D], w [F, D] of any weight type, bias [F], residual [N, F] -> [N, F].
 
-    D a multiple of 32, of 4 where w is not quantised; w may be in parts of rows. act: "gelu" (the exact one, by erf),
-    "gelu_tanh" or None.
+    D a multiple of 32, of 4 where w is not quantised, F of 4 with a residual; w may be in parts of rows. act: "gelu"
+    (the exact one, by erf), "gelu_tanh" or None. norm: (weight [D], eps) of an RMS norm before. All of it is one
+    dispatch for one or two tokens without bias and act, else norm and addition have their own. `out` [N, F] goes with
+    no residual.
     """
     expect("matmul", w, (None, None), WEIGHTS)
     n, f = x.shape[0], w.shape[0]
@@ -118,12 +81,22 @@ def matmul(
         expect("matmul", out, (n, f))
     if bias is not None:
         expect("matmul", bias, (f,))
+    require("matmul", residual is None or f % 4 == 0, f"{w.name} has {f} rows, with a residual not a multiple of 4")
+    require("matmul", out is None or residual is None, "a result with a residual goes to a tensor of its own")
     known = " or ".join(ACTIVATIONS)
     require("matmul", act is None or act in ACTIVATIONS, f"no activation {act!r}, expected {known}")
+    _expect("matmul", x, w)
+    expect_around("matmul", x, norm, residual, f)
     y = out or plan.empty((n, f), "f32", f"{w.name}.out")
+    around = norm is not None or residual is not None
+    if around and bias is None and act is None and fits(plan, x, [w], variant):
+        first = fused_into(plan, "matmul", x, w, y, 0, variant, norm=norm, residual=residual)
+        _check(plan, x, [w], y, first, norm=norm, residual=residual)
+        return y
+    x = normed(plan, x, norm)
     first = _matmul_into(plan, "matmul", x, w, y, 0, variant, bias=bias, act=act)
     _check(plan, x, [w], y, first, bias, act)
-    return y
+    return y if residual is None else add(plan, y, residual)
 
 
 def _matmul_into(
@@ -140,9 +113,9 @@ def _matmul_into(
     variant = variant or choose(plan.device, n, f, d)
     if glu:  # half of the rows are gates
         variant = replace(variant, rows=max(2, variant.rows))
-    packed = _packed(plan, w)
+    packed = is_packed(plan, w)
     inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state, *([bias] if bias is not None else [])]
-    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "GLU": glu}
+    params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "GLU": glu}
     params |= {"BIAS": bias is not None, "ACT": act or "none"}
     if variant.shader == "matvec":
         params |= {
@@ -178,68 +151,84 @@ def _expect(op: str, x: Tensor, w: Tensor) -> None:
     require(op, d % unit == 0, f"{w.name} has rows of {d}, not a multiple of {unit}")
 
 
-def _packed(plan: Plan, w: Tensor) -> bool:
-    return plan.activations == "q8" and w.dtype in QUANTISED
-
-
 def _check(
     plan: Plan, x: Tensor, weights: Sequence[Tensor], y: Tensor, first: int, bias: Tensor | None = None,
-    act: str | None = None,
+    act: str | None = None, norm: Norm | None = None, residual: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """The twin of all steps from number `first` on: the matrices side by side, the bias, the activation."""
-    packed = [_packed(plan, w) for w in weights]
+    """The twin of all steps from number `first` on: the matrices side by side, the bias, the activation; the rest."""
+    packed = [is_packed(plan, w) for w in weights]
     count = len(weights)
 
     def twin(_: int, n_tokens: int, x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+        rest = list(arrays[count:])
+        x = x[:n_tokens]
+        if norm is not None:
+            x = rms_norm(x, rest.pop(0), norm[1])
         results = [
-            (reference.matmul_q8 if quantised else reference.matmul)(x[:n_tokens], w)
+            (reference.matmul_q8 if quantised else reference.matmul)(x, w)
             for quantised, w in zip(packed, arrays[:count], strict=True)
         ]
-        result = sum(arrays[count:], np.concatenate(results, axis=1))
+        result = sum((array[: len(x)] if array.ndim == 2 else array for array in rest), np.concatenate(results, axis=1))
         return [ACTIVATIONS[act](result) if act else result]
 
     tolerance = (TOLERANCE_Q8 if any(packed) else TOLERANCE) * (_SLOPE if act else 1)
-    inputs = [x, *weights, *([bias] if bias is not None else [])]
+    inputs = [x, *weights, *([norm[0]] if norm is not None else [])]
+    inputs += [tensor for tensor in (bias, residual) if tensor is not None]
     plan.check(twin, inputs, [y], tolerance, steps=len(plan.steps) - first)
 
 
-def matmul_joined(plan: Plan, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x [N, D] times several matrices [F_i, D], side by side: -> [N, sum of F_i].
+def matmul_joined(plan: Plan, x: Tensor, weights: Sequence[Tensor], *, norm: Norm | None = None) -> Tensor:
+    """norm(x) [N, D] times several matrices [F_i, D], side by side: -> [N, sum of F_i].
 
-    One dispatch where they are one tensor (weights.py joins those of one type), else one for each.
+    One dispatch where they are one tensor (weights.py joins those of one type), else one for each. norm: (weight [D],
+    eps) of an RMS norm before, in the same dispatches for one or two tokens.
     """
     width = sum(w.shape[0] for w in weights)
     y = plan.empty((x.shape[0], width), "f32", f"{weights[0].name}.joined")
     for w in weights:
         _expect("matmul_joined", x, w)  # before the first one is recorded
-    columns = accumulate((w.shape[0] for w in weights), initial=0)
-    pairs = zip(weights, columns, strict=False)
+    expect_around("matmul_joined", x, norm, None, width)
+    pairs = list(zip(weights, accumulate((w.shape[0] for w in weights), initial=0), strict=False))
+    if norm is not None and fits(plan, x, weights, None):
+        steps = [fused_into(plan, "matmul_joined", x, w, y, column, norm=norm) for w, column in pairs]
+        _check(plan, x, weights, y, steps[0], norm=norm)
+        return y
+    x = normed(plan, x, norm)
     steps = [_matmul_into(plan, "matmul_joined", x, w, y, column, None) for w, column in pairs]
     _check(plan, x, weights, y, steps[0])
     return y
 
 
 def matmul_swiglu(
-    plan: Plan, x: Tensor, weights: Sequence[Tensor], *, variant: Variant | None = None
+    plan: Plan, x: Tensor, weights: Sequence[Tensor], *, norm: Norm | None = None, variant: Variant | None = None
 ) -> Tensor:
-    """silu(x Gate^T) * (x Up^T) with Gate and Up [F, D], one above the other or two tensors: x [N, D] -> [N, F].
+    """silu(h Gate^T) * (h Up^T) with h = norm(x), Gate and Up [F, D] one above the other or two tensors:
+    x [N, D] -> [N, F].
 
-    One dispatch where they are one tensor that a binding can show, else a matmul and swiglu_joined.
+    One dispatch where they are one tensor that a binding can show, else a matmul and swiglu_joined. norm: (weight [D],
+    eps) of an RMS norm before, in the same dispatch for one or two tokens.
     """
     if len(weights) > 1 or len(weights[0].parts) > 1:
-        return swiglu_joined(plan, matmul_joined(plan, x, weights))
+        return swiglu_joined(plan, matmul_joined(plan, x, weights, norm=norm))
     w = weights[0]
     _expect("matmul_swiglu", x, w)
     require("matmul_swiglu", w.shape[0] % 2 == 0, f"{w.name} {list(w.shape)} is not two halves")
+    expect_around("matmul_swiglu", x, norm, None, 0)
     y = plan.empty((x.shape[0], w.shape[0] // 2), "f32", f"{w.name}.swiglu")
-    _matmul_into(plan, "matmul_swiglu", x, w, y, 0, variant, glu=True)
-    packed, f = _packed(plan, w), w.shape[0] // 2
+    if norm is not None and fits(plan, x, [w], variant):
+        fused_into(plan, "matmul_swiglu", x, w, y, 0, variant, norm=norm, glu=True)
+    else:
+        x, norm = normed(plan, x, norm), None
+        _matmul_into(plan, "matmul_swiglu", x, w, y, 0, variant, glu=True)
+    packed, f = is_packed(plan, w), w.shape[0] // 2
 
-    def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
-        both = (reference.matmul_q8 if packed else reference.matmul)(x[:n_tokens], w)
+    def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray, *weight: np.ndarray) -> list[np.ndarray]:
+        h = rms_norm(x[:n_tokens], weight[0], norm[1]) if norm is not None else x[:n_tokens]
+        both = (reference.matmul_q8 if packed else reference.matmul)(h, w)
         return [swiglu(both[:, :f], both[:, f:])]
 
-    plan.check(twin, [x, w], [y], TOLERANCE_Q8 if packed else TOLERANCE)
+    inputs = [x, w, *([norm[0]] if norm is not None else [])]
+    plan.check(twin, inputs, [y], TOLERANCE_Q8 if packed else TOLERANCE)
     return y
 
 
@@ -259,9 +248,9 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
     require("moe_matmul", d % 32 == 0, f"{w.name} has rows of {d}, not a multiple of 32")
     variant = replace(variant or choose(plan.device, n, f, d, experts=True), tokens=1)
     y = plan.empty((n * k, f), "f32", f"{w.name}.out")
-    packed = _packed(plan, w)
+    packed = is_packed(plan, w)
     inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,)), plan.state, ids]
-    params = {"WEIGHT": _type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "EXPERTS": True}
+    params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "EXPERTS": True}
     params |= {"BIAS": False, "ACT": "none"}
     params |= {"GLU": False, "TOKENS": 1, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
     params |= {"SLOTS": k, "SLOTS_PER_X": k if shared else 1}

@@ -57,7 +57,11 @@ def matmuls(draw: st.DrawFn) -> dict[str, Any]:
     n = draw(some(1, 4) if variant is None else some(1, 19))
     d = draw(blocks(5) if kind in QUANTISED else fours(40))
     after = {"bias": draw(st.booleans()), "gelu": draw(st.sampled_from((None, "gelu", "gelu_tanh")))}
-    return {"type": kind, "n": n, "f": draw(some(1, 90)), "d": d, "act": act, "variant": variant, **after}
+    around = {"norm": draw(st.booleans()), "residual": draw(st.booleans())}
+    if variant is None and n <= 2 and any(around.values()):
+        after = {}  # one dispatch
+    f = draw(fours(22) if around["residual"] else some(1, 90))
+    return {"type": kind, "n": n, "f": f, "d": d, "act": act, "variant": variant, **after, **around}
 
 
 @st.composite
@@ -68,6 +72,14 @@ def moe_matmuls(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
     shapes = {"n": draw(some(1, 5)), "k": k, "e": e, "f": draw(some(1, 40)), "d": draw(blocks(4))}
     return {"type": kind, **shapes, "shared": draw(st.booleans()), "act": act}
+
+
+@st.composite
+def moe_swiglus(draw: st.DrawFn) -> dict[str, Any]:
+    shapes = draw(moe_matmuls())
+    apart = shapes.pop("shared")
+    # 32 rows of an expert: then the second half of a tensor starts at a byte where a binding may start.
+    return {**shapes, "n": draw(st.sampled_from((1, 2, 5))), "f": draw(blocks(2)), "apart": apart}
 
 
 @st.composite
@@ -107,14 +119,16 @@ def joined(draw: st.DrawFn) -> dict[str, Any]:
     count, act = draw(some(1, 3)), draw(st.sampled_from(("f32", "q8")))
     types = [draw(st.sampled_from(TYPES)) for _ in range(count)]
     sizes = [str(draw(some(1, 40))) for _ in range(count)]
-    return {"types": " ".join(types), "fs": " ".join(sizes), "n": draw(some(1, 12)), "d": draw(blocks(6)), "act": act}
+    n, norm = draw(st.sampled_from((1, 2, 7, 12))), draw(st.booleans())
+    return {"types": " ".join(types), "fs": " ".join(sizes), "n": n, "d": draw(blocks(6)), "act": act, "norm": norm}
 
 
 @st.composite
 def matmul_swiglus(draw: st.DrawFn) -> dict[str, Any]:
     act = draw(st.sampled_from(("f32", "q8")))
     kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
-    return {"type": kind, "n": draw(some(1, 20)), "f": draw(some(1, 70)), "d": draw(blocks(6)), "act": act}
+    n, norm = draw(st.sampled_from((1, 2, 3, 20))), draw(st.booleans())
+    return {"type": kind, "n": n, "f": draw(some(1, 70)), "d": draw(blocks(6)), "act": act, "norm": norm}
 
 
 @st.composite
@@ -208,6 +222,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "matmul_joined": joined(),
     "matmul_swiglu": matmul_swiglus(),
     "moe_matmul": moe_matmuls(),
+    "moe_swiglu": moe_swiglus(),
     "quantize_q8": rows(9, blocks(20)),
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},

@@ -1,0 +1,58 @@
+"""How a matmul is run: kernel, threads and rows by rule, and what its results may differ by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..gpu import Device, Plan, Tensor
+from .guard import QUANTISED
+
+# Sums of D products in another order than NumPy's: the error grows like sqrt(D) * 2^-24 of the terms' size. Terms here
+# are of order 1 and D up to 4096: 64 * 6e-8 = 4e-6 of sqrt(D), relative to the largest output. 2e-5 leaves room.
+TOLERANCE = 2e-5
+# An activation on the border between two integers may round the other way: one step (1/127 of its group's maximum, 3 at
+# most) of one term out of D, times a weight of order 1/sqrt(D), D at least 64.
+TOLERANCE_Q8 = 3e-3
+# Weights of a matrix that is not worth the largest kernel on a software adapter.
+SMALL = 1 << 17
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a matmul: shader, threads a row, rows and tokens a thread, threads a workgroup."""
+
+    shader: str  # "matvec", "matmul" or "fused_matvec"
+    lanes: int = 1
+    rows: int = 4
+    tokens: int = 1
+    workgroup: int = 32
+    wide: bool = False  # 64-bit loads of the weights, where the type and the device have them (not in matmul)
+
+
+def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Variant:
+    """The variant for N tokens, F outputs and D inputs; by rule, until the tuner knows the device better."""
+    if device.info.software:
+        # One thread a row, several rows and tokens a thread: on a CPU loads cost most and reductions gain nothing.
+        if experts or n == 1:
+            return Variant("matvec", lanes=1, rows=8, tokens=1, workgroup=8, wide=True)
+        # Where there is little to do, compiling 8 x 8 sums a thread (seconds) would take longer than they save.
+        most = 4 if f * d <= SMALL else 8
+        tokens = min(most, 1 << (n - 1).bit_length())
+        return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
+    if n > 8 and not experts:
+        return Variant("matmul", workgroup=256)
+    blocks = -(-d // 32)
+    lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
+    tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
+    return Variant("matvec", lanes=lanes, rows=2 if tokens <= 4 else 1, tokens=tokens, workgroup=64)
+
+
+def weight_type(plan: Plan, w: Tensor, variant: Variant) -> str:
+    """The weight type as the shader knows it."""
+    wide = variant.wide and variant.shader != "matmul" and w.dtype == "q8_0"
+    return "q8_0_wide" if wide and "shader-int64" in plan.device.features else w.dtype
+
+
+def is_packed(plan: Plan, w: Tensor) -> bool:
+    """Whether the matmul takes int8 activations and 4x8-bit dot products."""
+    return plan.activations == "q8" and w.dtype in QUANTISED

@@ -1,0 +1,90 @@
+// Activations in workgroup memory: X_BLOCKS blocks of 32, each to meet a block of 32 weights (lib/block.wgsl). Float32, or
+// PACKED: int8 in groups of 8 with a scale each (as in quantize_q8.wgsl) and, for weights with an offset, their sums.
+// A workgroup calls stage for every group of 8, then a barrier; a thread loads a block once for all its rows.
+//# if PACKED
+struct Activations {
+    quants: array<u32, 8>,
+    scales: array<f32, 4>,
+    total: f32, // of scale * quant
+}
+var<workgroup> x_quants: array<u32, X_BLOCKS * 8u>;
+var<workgroup> x_scales: array<f32, X_BLOCKS * 4u>;
+//# if WEIGHT in ("q4_0", "q4_1")
+var<workgroup> x_totals: array<f32, X_BLOCKS * 4u>;
+//# endif
+
+fn rounded(values: vec4<f32>) -> vec4<i32> {
+    return vec4<i32>(sign(values) * floor(abs(values) + 0.5));
+}
+
+fn stage(group: u32, first: vec4<f32>, second: vec4<f32>) {
+    let size = max(abs(first), abs(second));
+    let largest = max(max(size.x, size.y), max(size.z, size.w));
+    let inverse = select(0.0, 127.0 / largest, largest > 0.0);
+    let a = rounded(first * inverse);
+    let b = rounded(second * inverse);
+    x_quants[group * 2u] = pack4xI8(a);
+    x_quants[group * 2u + 1u] = pack4xI8(b);
+    x_scales[group] = largest / 127.0;
+//# if WEIGHT in ("q4_0", "q4_1")
+    let sum = a + b;
+    x_totals[group] = largest / 127.0 * f32(sum.x + sum.y + sum.z + sum.w);
+//# endif
+}
+
+fn activations(block: u32) -> Activations {
+    var x: Activations;
+    for (var i = 0u; i < 8u; i++) {
+        x.quants[i] = x_quants[block * 8u + i];
+    }
+    x.total = 0.0;
+    for (var g = 0u; g < 4u; g++) {
+        x.scales[g] = x_scales[block * 4u + g];
+//# if WEIGHT in ("q4_0", "q4_1")
+        x.total += x_totals[block * 4u + g];
+//# endif
+    }
+    return x;
+}
+
+fn product(w: Block, x: Activations) -> f32 {
+    var sum = 0.0;
+    for (var g = 0u; g < 4u; g++) {
+        let dots = dot4I8Packed(w.quants[2u * g], x.quants[2u * g])
+            + dot4I8Packed(w.quants[2u * g + 1u], x.quants[2u * g + 1u]);
+        sum += x.scales[g] * f32(dots);
+    }
+    return w.scale * sum + select(0.0, w.offset * x.total, HAS_OFFSET);
+}
+//# else
+struct Activations {
+    fours: array<vec4<f32>, 8>,
+    total: f32,
+}
+var<workgroup> x_fours: array<vec4<f32>, X_BLOCKS * 8u>;
+
+fn stage(group: u32, first: vec4<f32>, second: vec4<f32>) {
+    x_fours[group * 2u] = first;
+    x_fours[group * 2u + 1u] = second;
+}
+
+fn activations(block: u32) -> Activations {
+    var x: Activations;
+    x.total = 0.0;
+    for (var i = 0u; i < 8u; i++) {
+        x.fours[i] = x_fours[block * 8u + i];
+        if (HAS_OFFSET) {
+            x.total += dot(x.fours[i], vec4<f32>(1.0));
+        }
+    }
+    return x;
+}
+
+fn product(w: Block, x: Activations) -> f32 {
+    var sum = 0.0;
+    for (var i = 0u; i < 8u; i++) {
+        sum += dot(four(w.quants[i]), x.fours[i]);
+    }
+    return w.scale * sum + select(0.0, w.offset * x.total, HAS_OFFSET);
+}
+//# endif
