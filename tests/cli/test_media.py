@@ -150,7 +150,7 @@ def test_addresses(command, asked):
 
 @pytest.mark.parametrize(("args", "words"), [
     (["--image", "https://example.org/a.png"], ["example.org/a.png", "--allow-urls"]),
-    (["--image", "data:image/png;base64,AAAA"], ["data:", "not allowed"]),
+    (["--image", "data:image/png;base64,AAAA"], ["data:", "--allow-urls"]),
     (["--audio", "no-such.wav"], ["no-such.wav", "No such file", "sound"]),
     (["--audio", "no-such.wav", "--allow-urls"], ["no-such.wav", "No such file"]),
     (["--video", "."], ["folder", "video"]),
