@@ -74,7 +74,7 @@ def talker_prompt(
         media_tokens=user[media],
         codec_at=first + np.arange(_BARE, _ANSWER),
         codec_ids=np.array([codec.nothink, codec.think_bos, codec.think_eos, voice, codec.pad, codec.bos]),
-        positions=_positions(user, positions),
+        positions=_positions(given, user, positions, config),
         spoken=turn[_BARE + 1 :],
     )
 
@@ -87,13 +87,34 @@ def _user_rows(ids: np.ndarray, config: TalkerConfig) -> np.ndarray:
     return np.flatnonzero(role == config.tokens.user)
 
 
-def _positions(user: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _positions(ids: np.ndarray, user: np.ndarray, positions: np.ndarray, config: TalkerConfig) -> np.ndarray:
     """Those of the thinker, without the gaps that its other turns leave: the talker counts on from row to row."""
     line = np.zeros((len(user) + _ANSWER, 3), np.float32)
     following, at = np.float32(0), 0
-    for turn in np.split(user, np.flatnonzero(np.diff(user) > 1) + 1) if len(user) else []:
-        line[at : at + len(turn)] = positions[turn] - positions[turn[0]] + following
-        at += len(turn)
-        following = line[at - 1].max() + np.float32(1)
+    plain = _plain(ids[user], config)
+    cuts = np.flatnonzero((np.diff(user) > 1) | np.diff(plain)) + 1
+    for piece in np.split(np.arange(len(user)), cuts) if len(user) else []:
+        if plain[piece[0]]:
+            places = np.repeat(np.arange(len(piece), dtype=np.float32)[:, None], 3, axis=1)
+        else:
+            places = positions[user[piece]] - positions[user[piece[0]]]
+        line[piece] = places + following
+        following, at = line[piece[-1]].max() + np.float32(1), piece[-1] + 1
     line[at:] = (following + np.arange(_ANSWER, dtype=np.float32))[:, None]
     return line
+
+
+def _plain(ids: np.ndarray, config: TalkerConfig) -> np.ndarray:
+    """Which rows of user turns count one by one although they are a video's: bool [N].
+
+    transformers does not tell its talker that a video has sound. It finds out at such a video only while it still
+    expects pictures or silent videos; else the video counts like text.
+    """
+    t = config.tokens
+    plain = np.zeros(len(ids), bool)
+    starts = np.flatnonzero(ids[:-1] == t.vision_start)
+    inside = ids[starts + 1]
+    expected = starts[(inside == t.image) | (inside == t.video)].max(initial=-1)
+    for start in starts[(inside == t.audio_start) & (starts > expected)]:
+        plain[start : start + np.flatnonzero(ids[start:] == t.vision_end).min(initial=len(ids) - start)] = True
+    return plain

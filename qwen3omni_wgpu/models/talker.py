@@ -44,7 +44,7 @@ class CodecIds:
 
 @dataclass(frozen=True)
 class ThinkerIds:
-    """Ids of the thinker's vocabulary that shape the talker's prompt."""
+    """Ids of the thinker's vocabulary that shape the talker's prompt; -1 for one that the model does not have."""
 
     tts_pad: int
     tts_bos: int
@@ -55,6 +55,9 @@ class ThinkerIds:
     audio: int
     image: int
     video: int
+    audio_start: int
+    vision_start: int
+    vision_end: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,6 @@ class TalkerConfig:
             raise keys.unsupported("hidden_act", f"is {shown(keys.get('hidden_act'))}; only 'silu' is supported")
         decoder = decoder_config(keys, moe=True, mrope=True)
         names = {f"codec.{name}_id": name for name in CodecIds.__dataclass_fields__}
-        tokens = {f"token.{name}_id": name for name in ThinkerIds.__dataclass_fields__}
         config = cls(
             decoder=decoder,
             thinker_dim=keys.integer("projection.input_length"),
@@ -98,7 +100,7 @@ class TalkerConfig:
             groups=keys.integer("num_code_groups", low=2),
             accept_layer=keys.integer("accept_hidden_layer", low=0),
             codec=CodecIds(**{name: keys.integer(key, low=0) for key, name in names.items()}),
-            tokens=ThinkerIds(**{name: keys.integer(key, low=0) for key, name in tokens.items()}),
+            tokens=_tokens(keys),
             voices=_voices(keys),
             default_voice=str(keys.get("speaker.default")),
         )
@@ -112,6 +114,15 @@ class TalkerConfig:
         if wanted not in self.voices:
             raise InvalidRequest(f"there is no voice {name!r}; this model has {', '.join(self.voices)}")
         return self.voices[wanted]
+
+
+def _tokens(keys: Keys) -> ThinkerIds:
+    optional = ("audio_start", "vision_start", "vision_end")
+    found = {}
+    for name in ThinkerIds.__dataclass_fields__:
+        key = f"token.{name}_id"
+        found[name] = -1 if name in optional and keys.get(key) is None else keys.integer(key, low=0)
+    return ThinkerIds(**found)
 
 
 def _voices(keys: Keys) -> dict[str, int]:

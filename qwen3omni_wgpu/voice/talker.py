@@ -24,6 +24,8 @@ from .settings import SpeechSettings
 
 # Rows a plan is recorded for; a chunk runs in the smallest that holds it.
 BUCKETS = (1, 8, 32, MOST_ROWS)
+# Rows of the talker's own table that are fetched together; a prompt has six.
+CODEC_ROWS = 8
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Talker:
         self._places = [self._constant_place(past, 2 if past == 0 else 1) for past in (0, *range(2, c.groups))]
         self._rows = self._new("rows", MOST_ROWS, c.decoder.dim)
         self._thinker_rows = self._new("thinker's rows", MOST_ROWS, c.thinker_dim)
-        self._ids = self._new("codec ids", BUCKETS[1], dtype="u32")
+        self._ids = self._new("codec ids", CODEC_ROWS, dtype="u32")
         self._hidden = self._new("hidden", 1, c.decoder.dim)
         self._logits = self._new("logits", 1, c.decoder.vocab_size)
         self._total = self._new("sum of embeddings", 1, c.decoder.dim)
