@@ -13,6 +13,7 @@ from qwen3omni_wgpu.chat import Chat
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import Done, EventStream, FinishReason, Progress, Reply, reply_of
+from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.inputs.audio_file import Audio
 from qwen3omni_wgpu.inputs.image import load_image
 from qwen3omni_wgpu.inputs.placeholders import Expanded
@@ -24,6 +25,7 @@ from qwen3omni_wgpu.loading import open_model
 from qwen3omni_wgpu.media import Media, Medium
 from qwen3omni_wgpu.messages import Given, Message, taken_apart, with_media
 from qwen3omni_wgpu.resident import Resident
+from qwen3omni_wgpu.runner import Runner
 from qwen3omni_wgpu.sampler import GenerationConfig
 from qwen3omni_wgpu.speech import SAY, Speaker, Speech, spoken_text
 from qwen3omni_wgpu.transcribe import (
@@ -341,6 +343,15 @@ class Omni:
     def engine(self) -> Engine:
         """The engine below: token ids and timings, for measuring."""
         return self._ready()
+
+    @property
+    def runner(self) -> Runner:
+        """What runs every part's plans: its profiler times them all."""
+        return self._resident.runner
+
+    def part(self, name: str) -> GGUFFile:
+        """Headers and metadata of a part ("thinker", "mmproj", "talker"). ModelNotFound when the model has none."""
+        return self._resident.part(name)
 
     @property
     def parts(self) -> tuple[str, ...]:

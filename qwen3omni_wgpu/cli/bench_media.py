@@ -64,7 +64,7 @@ def measured(omni: "Omni", tests: list[MediaTest], repeat: int) -> Iterator[Meas
             start = time.perf_counter()
             tokens = len(omni.encode_audio(given, _RATE) if test.kind == "aud" else omni.encode_image(given)[0])
             seconds.append(time.perf_counter() - start)
-        metadata = omni._resident.part("mmproj").metadata
+        metadata = omni.part("mmproj").metadata
         patches, flops = None, 0
         if test.kind == "aud":
             flops = audio_flops(metadata, test.size * _RATE // metadata["clip.audio.hop_length"])

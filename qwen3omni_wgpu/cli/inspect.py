@@ -59,8 +59,8 @@ def inspect(
 
 def describe(model: "ModelParts", config: "TextConfig", common: Common) -> dict[str, Any]:
     """Everything about a model but its list of tensors, as plain values for JSON."""
-    from qwen3omni_wgpu.models.config import kv_bytes_per_token
     from qwen3omni_wgpu.loading import context_size
+    from qwen3omni_wgpu.models.config import kv_bytes_per_token
 
     context = context_size(common.ctx_size, config.context_length)
     rows = components(model)

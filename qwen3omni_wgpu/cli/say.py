@@ -42,7 +42,7 @@ def say(
     config = GenerationConfig(seed=secrets.randbits(32) if seed is None else seed, **options.settings())
     config.resolved({})
     words = _words(text)
-    with opened(common) as omni:
+    with opened(common, lazy=True) as omni:  # the thinker is not needed
         spoken = Spoken(output, stream)
         reply = _run(omni, words, config, spoken, common)
         if reply is None:

@@ -92,8 +92,8 @@ def _profiler(omni: "Omni", common: Common) -> "Profiler | None":
         return None
     from qwen3omni_wgpu.gpu import Profiler
 
-    omni._resident.runner.profiler = Profiler(omni.device)
-    return omni._resident.runner.profiler
+    omni.runner.profiler = Profiler(omni.device)
+    return omni.runner.profiler
 
 
 def _trace_path(common: Common) -> Path:
