@@ -92,6 +92,9 @@ DIMS: dict[str, Any] = {
     "wav_heads": 2,
     "wav_ffn": 64,
     "wav_decoder_dim": 64,
+    "wav_window": 6,
+    "wav_ratios": (2, 2),
+    "wav_rates": (8, 5, 4, 3),
     "speech": True,  # False: thinker only, as Thinking and Captioner are
 }
 
@@ -334,13 +337,13 @@ def _code2wav(d: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": d["wav_heads"],
         "hidden_act": "silu",
         "attention_bias": False,
-        "sliding_window": 6,
+        "sliding_window": d["wav_window"],
         "rms_norm_eps": 1e-5,
         "layer_scale_initial_scale": 0.01,
         "rope_theta": 10000,
         "decoder_dim": d["wav_decoder_dim"],
-        "upsample_rates": [8, 5, 4, 3],
-        "upsampling_ratios": [2, 2],
+        "upsample_rates": list(d["wav_rates"]),
+        "upsampling_ratios": list(d["wav_ratios"]),
         "max_position_embeddings": 8000,
     }
 

@@ -163,9 +163,16 @@ class Memory:
     @classmethod
     def empty(cls, device: Device, c: Code2WavConfig, frames: int) -> Memory:
         """Room for the keys and values of so many frames."""
-        shape = (frames, c.n_kv_heads * c.head_dim)
-        caches = [[Tensor.empty(device, shape, "f32", f"wav.{kind}.{i}") for i in range(c.n_layers)] for kind in "kv"]
-        return cls(device, *caches)
+        memory = cls(device, [], [])
+        try:
+            for i in range(c.n_layers):
+                for kind, cache in (("k", memory.keys), ("v", memory.values)):
+                    shape = (frames, c.n_kv_heads * c.head_dim)
+                    cache.append(Tensor.empty(device, shape, "f32", f"wav.cache.{kind}.{i}"))
+        except BaseException:
+            memory.free()
+            raise
+        return memory
 
     def carry(self, plan: Plan, name: str, x: ops.Rows, rate: int) -> ops.Rows:
         """x with the rows of the chunk before in front of it; its own last ones are kept."""
