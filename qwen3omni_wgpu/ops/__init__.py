@@ -14,6 +14,7 @@ from .moe import moe_combine, moe_gate
 from .moe_experts import moe_swiglu
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
+from .rope_attention import rope_attention
 from .rows import load_rows
 from .sample import argmax, penalize, sample, top_k
 from .streams import Rows, carry_rows, empty_rows, lead_rows, shift_rows
@@ -53,6 +54,7 @@ __all__ = [
     "replace_rows",
     "rms_norm",
     "rope",
+    "rope_attention",
     "rope_qkv",
     "sample",
     "select_row",

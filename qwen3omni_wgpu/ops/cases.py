@@ -31,6 +31,7 @@ from .moe import moe_combine, moe_gate
 from .moe_experts import moe_swiglu
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
+from .rope_attention import rope_attention
 from .rows import load_rows
 from .sample import argmax, penalize, sample, top_k
 from .streams import Rows, carry_rows, lead_rows, shift_rows
@@ -307,6 +308,21 @@ def _rope_qkv(
     plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int = 0,
     sections: rope_reference.Sections = None, qk_norm: bool = False, pairs: int | None = None,
 ) -> list[Tensor]:  # fmt: skip
+    return _heads(plan, rng, n, heads, kv, hd, style, cache, start, sections, qk_norm, pairs, fused=False)
+
+
+def _rope_attention(
+    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int = 0,
+    sections: rope_reference.Sections = None, qk_norm: bool = False, pairs: int | None = None,
+) -> list[Tensor]:  # fmt: skip
+    return _heads(plan, rng, n, heads, kv, hd, style, cache, start, sections, qk_norm, pairs, fused=True)
+
+
+def _heads(
+    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int,
+    sections: rope_reference.Sections, qk_norm: bool, pairs: int | None, fused: bool,
+) -> list[Tensor]:  # fmt: skip
+    """A layer's queries, keys and values with all that turning them takes."""
     _state(plan, start, n)
     freqs = Tensor.from_numpy(plan.device, rope_reference.rope_frequencies(2 * (pairs or hd // 2), 1e6), "freqs")
     places = np.arange(start, start + n)[:, None] + rng.integers(0, 9, (n, 3))
@@ -314,10 +330,9 @@ def _rope_qkv(
     keys, vals = (_filled_cache(plan, rng, start + n + 3, kv * hd, cache) for _ in range(2))
     norms = normal(plan, rng, 2 * hd, name="norms") if qk_norm else None
     x = normal(plan, rng, n, (heads + 2 * kv) * hd)
-    q = rope_qkv(
-        plan, x, positions, freqs, heads, kv, keys, vals, style=style, sections=sections, norms=norms, eps=1e-6
-    )
-    return [q, keys, vals]
+    common = (plan, x, positions, freqs, heads, kv, keys, vals)
+    turn: dict[str, Any] = {"style": style, "sections": sections, "norms": norms, "eps": 1e-6}
+    return [rope_attention(*common, hd**-0.5, **turn) if fused else rope_qkv(*common, **turn), keys, vals]
 
 
 def _filled_cache(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Tensor:
@@ -475,6 +490,7 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "add_layer_norm": _add_layer_norm,
     "rope": _rope,
     "rope_qkv": _rope_qkv,
+    "rope_attention": _rope_attention,
     "store_rows": _store_rows,
     "load_rows": _load_rows,
     "attention": _attention,
@@ -635,6 +651,14 @@ CASES: tuple[Case, ...] = (
     _case("rope_qkv", n=2, heads=2, kv=1, hd=128, style="neox", cache="f16", pairs=32, start=5),
     *(_case("rope_qkv", n=n, heads=h, kv=h, hd=hd, style="neox", cache="f32", start=s, sections="halves")
       for n, h, hd, s in ((7, 16, 72, 12), (3, 2, 32, 0))),
+    # The code predictor's two first tokens and its last one; groups of 8; a cache too long for one dispatch.
+    *(_case("rope_attention", n=n, heads=h, kv=kv, hd=hd, style="neox", cache=c, start=s, sections=sec, qk_norm=True)
+      for n, h, kv, hd, s, sec in ((2, 16, 8, 128, 0, None), (1, 16, 8, 128, 13, None), (2, 4, 2, 64, 27, None),
+                                   (1, 16, 2, 128, 28, (24, 20, 20)), (1, 4, 2, 64, 40, None)) for c in ("f32", "f16")),
+    *(_case("rope_attention", n=n, heads=9, kv=3, hd=64, style="interleaved", cache="f32", start=s)
+      for n, s in ((1, 0), (2, 7))),
+    *(_case("rope_attention", n=2, heads=2, kv=1, hd=72, style="neox", cache=c, pairs=20, start=5, qk_norm=c == "f16")
+      for c in ("f32", "f16")),
     *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act)
       for t, f in (("q8_0", "130"), ("q4_0 q4_0 q8_0", "64 40 26")) for n in (1, 20) for act in ("f32", "q8")),
     *(_case("matmul_joined", types=t, n=n, fs=f, d=96, act=act, norm=True)

@@ -42,20 +42,20 @@ def rope(
     n, width = x.shape
     require("rope", width % heads == 0, f"{x.name} has rows of {width} for {heads} heads")
     hd = width // heads
-    _expect("rope", n, hd, positions, freqs, style, sections)
+    expect_turn("rope", n, hd, positions, freqs, style, sections)
     if norm is not None:
         expect("rope", norm, (hd,))
     if cache is not None:
         expect("rope", cache, (None, width), ("f32", "f16"))
     y = cache or plan.empty((n, width), "f32", f"{x.name}.rope")
-    turn = _turn_params(plan, hd, freqs, style, sections, norm, eps)
+    turn = turn_params(plan, hd, freqs, style, sections, norm, eps)
     kernel = Kernel.of("rope.wgsl", H=heads, CACHE=cache is not None, TO=y.dtype, **turn)
     inputs = [x, positions, freqs, *([norm] if norm is not None else []), plan.state]
     plan.add("rope", kernel, inputs, [y], (heads, n, 1), nbytes=8 * n * width, flops=6 * n * width)
 
     def twin(n_past: int, n_tokens: int, x: np.ndarray, *rest: np.ndarray) -> list[np.ndarray]:
         rows, weight = x[:n_tokens].reshape(-1, heads, hd), rest[2] if norm is not None else None
-        result = _turned(rows, rest[0], rest[1], weight, eps, style, sections)
+        result = turned(rows, rest[0], rest[1], weight, eps, style, sections)
         if cache is None:
             return [result]
         whole = rest[-1].copy()
@@ -92,13 +92,13 @@ def rope_qkv(
     slots = heads + 2 * kv_heads
     require("rope_qkv", width % slots == 0, f"{x.name} has rows of {width} for {heads} + 2 x {kv_heads} heads")
     hd = width // slots
-    _expect("rope_qkv", n, hd, positions, freqs, style, sections)
+    expect_turn("rope_qkv", n, hd, positions, freqs, style, sections)
     expect("rope_qkv", keys, (None, kv_heads * hd), ("f32", "f16"))
     expect("rope_qkv", values, keys.shape, (keys.dtype,))
     if norms is not None:
         expect("rope_qkv", norms, (2 * hd,))
     q = plan.empty((n, heads * hd), "f32", f"{x.name}.q")
-    turn = _turn_params(plan, hd, freqs, style, sections, norms, eps)
+    turn = turn_params(plan, hd, freqs, style, sections, norms, eps)
     kernel = Kernel.of("rope_qkv.wgsl", H=heads, KV=kv_heads, TO=keys.dtype, **turn)
     inputs = [x, positions, freqs, *([norms] if norms is not None else []), plan.state]
     grid = (slots, n, 1)
@@ -112,16 +112,16 @@ def rope_qkv(
         of_q, of_k = (norms[0][:hd], norms[0][hd:]) if norms else (None, None)
         keys, values = keys.copy(), values.copy()
         new = slice(n_past, n_past + len(rows))
-        keys[new] = _turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
+        keys[new] = turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
         values[new] = rows[:, heads + kv_heads :].reshape(len(rows), -1)
-        return [_turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections), keys, values]
+        return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections), keys, values]
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
     plan.check(twin, read, [q, keys, values], TOLERANCE_F16 if keys.dtype == "f16" else TOLERANCE)
     return q
 
 
-def _expect(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str, sections: Sections) -> None:
+def expect_turn(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str, sections: Sections) -> None:
     """What every rotation of N tokens' heads of HD values needs."""
     expect(op, positions, (None, 3))
     expect(op, freqs, (None,))
@@ -132,7 +132,7 @@ def _expect(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: s
     require(op, sections != "halves" or pairs % 2 == 0, f"{pairs} pairs have no halves")
 
 
-def _turn_params(
+def turn_params(
     plan: Plan, hd: int, freqs: Tensor, style: str, sections: Sections, norm: Tensor | None, eps: float
 ) -> dict[str, int | float | bool]:
     """The parameters of lib/turn.wgsl."""
@@ -145,7 +145,7 @@ def _turn_params(
     return params | {"WG": workgroup_for(plan.device, hd // 2, 64)}
 
 
-def _turned(
+def turned(
     x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, weight: np.ndarray | None, eps: float, style: str,
     sections: Sections,
 ) -> np.ndarray:  # fmt: skip

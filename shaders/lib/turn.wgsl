@@ -23,19 +23,24 @@ fn head_scale(tid: u32) -> f32 {
 }
 //# endif
 
+// sin and cos of the angle of pair i.
+fn turn_of(token: u32, i: u32) -> vec2<f32> {
+    var axis = 0u;
+    if (i % 3u == 1u && i < 3u * SECTION_H) {
+        axis = 1u;
+    }
+    if (i % 3u == 2u && i < 3u * SECTION_W) {
+        axis = 2u;
+    }
+    if (HALVES) {
+        axis = select(1u, 2u, i >= PAIRS / 2u);
+    }
+    return sin_cos(positions[token * 3u + axis] * freqs[i]);
+}
+
 fn turn_head(token: u32, tid: u32) {
     for (var i = tid; i < PAIRS; i += WG) {
-        var axis = 0u;
-        if (i % 3u == 1u && i < 3u * SECTION_H) {
-            axis = 1u;
-        }
-        if (i % 3u == 2u && i < 3u * SECTION_W) {
-            axis = 2u;
-        }
-        if (HALVES) {
-            axis = select(1u, 2u, i >= PAIRS / 2u);
-        }
-        let turn = sin_cos(positions[token * 3u + axis] * freqs[i]);
+        let turn = turn_of(token, i);
         let a = select(i, 2u * i, INTERLEAVED);
         let b = select(i + PAIRS, 2u * i + 1u, INTERLEAVED);
         head_out[a] = head_in[a] * turn.y - head_in[b] * turn.x;

@@ -115,6 +115,14 @@ def rope_qkvs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def rope_attentions(draw: st.DrawFn) -> dict[str, Any]:
+    shapes = draw(rope_qkvs())
+    kv = draw(some(1, 3))
+    few = {"n": draw(some(1, 3)), "start": draw(some(0, 28)), "kv": kv, "heads": kv * draw(some(1, 4))}
+    return {**shapes, **few, "hd": 4 * draw(some(1, 24)), "pairs": None, "sections": None}
+
+
+@st.composite
 def joined(draw: st.DrawFn) -> dict[str, Any]:
     count, act = draw(some(1, 3)), draw(st.sampled_from(("f32", "q8")))
     types = [draw(st.sampled_from(TYPES)) for _ in range(count)]
@@ -249,6 +257,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "add_layer_norm": rows(9, some(1, 700)),
     "rope": ropes(),
     "rope_qkv": rope_qkvs(),
+    "rope_attention": rope_attentions(),
     "store_rows": st.fixed_dictionaries(
         {"n": some(1, 9), "width": fours(60), "cache": st.sampled_from(("f16", "f32")), "start": some(0, 70)}
     ),
@@ -271,7 +280,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
-UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "embed_code")
+UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "rope_attention", "embed_code")
 UNPADDED += ("carry_rows", "shift_rows")  # as with rope_qkv
 PADDED = tuple(op for op in PARAMS if op not in UNPADDED)
 

@@ -1,0 +1,82 @@
+"""Attention of few tokens in one dispatch: token by token as all at once, padding, what else is in the cache."""
+
+import numpy as np
+import pytest
+
+from qwen3omni_wgpu import ops
+from qwen3omni_wgpu.gpu import Device, Plan, Tensor
+from qwen3omni_wgpu.reference.rope import rope_frequencies
+
+pytestmark = pytest.mark.gpu
+HEADS, KV, HD, STEPS = 4, 2, 32, 16
+
+
+class Layer:
+    """Inputs of 16 tokens, their positions and a cache full of NaN."""
+
+    def __init__(self, device: Device, kind: str):
+        self.device, self.rng = device, np.random.default_rng()
+        self.x = self.rng.standard_normal((STEPS, (HEADS + 2 * KV) * HD)).astype(np.float32)
+        self.places = np.repeat(np.arange(STEPS, dtype=np.float32)[:, None], 3, axis=1)
+        self.freqs = Tensor.from_numpy(device, rope_frequencies(HD, 1e6), "freqs")
+        self.norms = Tensor.from_numpy(device, self.rng.standard_normal(2 * HD).astype(np.float32), "norms")
+        blank = np.full((STEPS, KV * HD), np.nan, np.float16 if kind == "f16" else np.float32)
+        self.keys, self.values = (Tensor.from_numpy(device, blank, name) for name in "kv")
+
+    def run(self, first: int, n: int, used: int, *, apart: bool = False) -> np.ndarray:
+        """Tokens `first` to `first + used` in a plan for n -> [used, H * HD]."""
+        plan = Plan(self.device)
+        plan.state = Tensor.from_numpy(self.device, np.array([first, used], np.uint32), "state")
+        rows = np.zeros((n, self.x.shape[1]), np.float32)
+        rows[:used] = self.x[first : first + used]
+        places = np.zeros((n, 3), np.float32)
+        places[:used] = self.places[first : first + used]
+        x, positions = (Tensor.from_numpy(self.device, array, name) for array, name in ((rows, "x"), (places, "at")))
+        common = (plan, x, positions, self.freqs, HEADS, KV, self.keys, self.values)
+        if apart:
+            q = ops.rope_qkv(*common, style="neox", norms=self.norms, eps=1e-6)
+            y = ops.attention(plan, q, self.keys, self.values, HEADS, KV, 0.2)
+        else:
+            y = ops.rope_attention(*common, 0.2, style="neox", norms=self.norms, eps=1e-6)
+            assert len(plan.steps) == (1 if n <= 2 else 2)
+        plan.finish(keep=[y]).run()
+        found = y.numpy()[:used]
+        plan.free()
+        return found
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_token_by_token_as_all_at_once(device, kind, first):
+    """As the code predictor goes: one or two tokens, then one at a time; nothing unwritten is ever read."""
+    layer = Layer(device, kind)
+    steps = [(0, first), *((i, 1) for i in range(first, STEPS))]
+    found = np.concatenate([layer.run(at, n, n) for at, n in steps])
+    cached = [tensor.numpy().astype(np.float32) for tensor in (layer.keys, layer.values)]
+    expected = layer.run(0, STEPS, STEPS, apart=True)
+    # Sums in another order; a key on the border between two halves may round the other way.
+    np.testing.assert_allclose(found, expected, atol=2e-3 if kind == "f16" else 2e-5)
+    for tensor, array in zip((layer.keys, layer.values), cached, strict=True):
+        np.testing.assert_allclose(tensor.numpy().astype(np.float32), array, atol=5e-3 if kind == "f16" else 2e-5)
+
+
+def test_a_token_of_padding_is_neither_written_nor_seen(device):
+    layer = Layer(device, "f32")
+    layer.run(0, 2, 2)
+    keys = layer.keys.numpy()
+    one = layer.run(2, 2, 1)
+    assert np.isnan(layer.keys.numpy()[3:]).all()
+    assert np.isnan(layer.values.numpy()[3:]).all()
+    np.testing.assert_array_equal(layer.keys.numpy()[:2], keys[:2])
+    np.testing.assert_array_equal(layer.run(2, 1, 1), one)
+
+
+def test_what_is_too_long_or_too_many_takes_two_dispatches(device):
+    plan = Plan(device)
+    for n, rows, steps in ((2, 32, 1), (1, 33, 2), (3, 32, 2)):
+        plan.steps.clear()
+        x, positions = plan.empty((n, 8 * HD), "f32", "x"), plan.empty((n, 3), "f32", "positions")
+        keys, values = (plan.empty((rows, KV * HD), "f32", name) for name in "kv")
+        freqs = plan.empty((HD // 2,), "f32", "freqs")
+        ops.rope_attention(plan, x, positions, freqs, HEADS, KV, keys, values, 1.0, style="neox")
+        assert len(plan.steps) == steps
