@@ -1,5 +1,6 @@
 // Router: softmax over E experts, the K largest by falling probability (ties to the lower id), renormalised if
 // RENORMALISE. One workgroup a token; thread i watches experts i, i + WG, ...
+// ALWAYS: that many experts come after the chosen ones, E, E + 1, ...; their weight is the sigmoid of one more logit.
 // Bindings: logits, state, ids, weights. Called by ops/moe.py.
 //# include "lib/reduce.wgsl"
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
@@ -7,6 +8,7 @@
 @group(0) @binding(2) var<storage, read_write> ids: array<u32>;
 @group(0) @binding(3) var<storage, read_write> weights: array<f32>;
 
+const WIDTH: u32 = E + select(0u, 1u, ALWAYS > 0u);
 const EACH: u32 = (E + WG - 1u) / WG;
 const LOWEST: f32 = -3.0e38;
 var<workgroup> best_value: array<f32, WG>;
@@ -26,7 +28,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let e = i * WG + tid;
         mine[i] = LOWEST;
         if (e < E) {
-            mine[i] = logits[token * E + e];
+            mine[i] = logits[token * WIDTH + e];
         }
         largest = max(largest, mine[i]);
     }
@@ -79,7 +81,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 total += chosen[k];
             }
         }
-        ids[token * K + tid] = chosen_id[tid];
-        weights[token * K + tid] = chosen[tid] / total;
+        ids[token * (K + ALWAYS) + tid] = chosen_id[tid];
+        weights[token * (K + ALWAYS) + tid] = chosen[tid] / total;
+    }
+    for (var i = tid; i < ALWAYS; i += WG) {
+        ids[token * (K + ALWAYS) + K + i] = E + i;
+        weights[token * (K + ALWAYS) + K + i] = 1.0 / (1.0 + exp(-logits[token * WIDTH + E]));
     }
 }

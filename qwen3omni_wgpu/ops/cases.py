@@ -402,8 +402,8 @@ def _add_gated(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [add_gated(plan, x, extra, h, normal(plan, rng, 1, d, name="gate", scale=d**-0.5))]
 
 
-def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool) -> list[Tensor]:
-    return list(moe_gate(plan, normal(plan, rng, n, e, scale=2.0), k, renormalise))
+def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool, always: int = 0) -> list[Tensor]:
+    return list(moe_gate(plan, normal(plan, rng, n, e + (always > 0), scale=2.0), k, renormalise, always))
 
 
 def _moe_combine(plan: Plan, rng: Rng, n: int, k: int, d: int) -> list[Tensor]:
@@ -696,6 +696,7 @@ CASES: tuple[Case, ...] = (
     *(_case("replace_rows", n=n, d=d, used=u) for n, d, u in ((7, 2048, 5), (1, 64, None), (9, 36, None))),
     *(_case("softmax", n=n, d=d) for n, d in ((3, 128), (2, 1000))),
     *(_case("add_gated", n=n, d=d) for n, d in ((1, 1024), (5, 100))),
+    *(_case("moe_gate", n=n, e=e, k=k, renormalise=True, always=a) for n, e, k, a in ((1, 128, 6, 2), (3, 8, 8, 1))),
     *(_case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),
     *(_case("moe_combine", n=n, k=k, d=d) for n, k, d in ((1, 8, 2048), (5, 2, 36))),

@@ -12,23 +12,26 @@ from .guard import expect, require, workgroup_for
 TOLERANCE = 1e-5
 
 
-def moe_gate(plan: Plan, logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def moe_gate(plan: Plan, logits: Tensor, k: int, renormalise: bool, always: int = 0) -> tuple[Tensor, Tensor]:
     """Router logits [N, E] -> (ids uint32 [N, K] by falling probability, weights [N, K]).
 
-    Softmax over all E, the K largest (ties to the lower id), divided by their sum if `renormalise`.
-    Source: transformers Qwen3MoeTopKRouter.
+    Softmax over all E, the K largest (ties to the lower id), divided by their sum if `renormalise`. always: that many
+    experts more, which every token takes: ids and weights are [N, K + always], the last ones E, E + 1, ... with the
+    sigmoid of one more logit, [N, E + 1].
+    Source: transformers Qwen3MoeTopKRouter, Qwen3OmniMoeTalkerTextSparseMoeBlock.
     """
     expect("moe_gate", logits, (None, None))
-    n, e = logits.shape
+    n, width = logits.shape
+    e = width - 1 if always else width
     require("moe_gate", 0 < k <= min(e, 256), f"top-{k} of {e} experts")
     wg = max(workgroup_for(plan.device, e), 1 << (k - 1).bit_length())  # thread k writes the k-th choice
-    ids = plan.empty((n, k), "u32", f"{logits.name}.ids")
-    weights = plan.empty((n, k), "f32", f"{logits.name}.weights")
-    kernel = Kernel.of("moe_gate.wgsl", E=e, K=k, RENORMALISE=renormalise, WG=wg)
+    ids = plan.empty((n, k + always), "u32", f"{logits.name}.ids")
+    weights = plan.empty((n, k + always), "f32", f"{logits.name}.weights")
+    kernel = Kernel.of("moe_gate.wgsl", E=e, K=k, RENORMALISE=renormalise, ALWAYS=always, WG=wg)
     plan.add("moe_gate", kernel, [logits, plan.state], [ids, weights], (n, 1, 1), nbytes=4 * n * (e + 2 * k))
 
     def twin(_: int, n_tokens: int, logits: np.ndarray) -> list[np.ndarray]:
-        return list(reference.moe_gate(logits[:n_tokens], k, renormalise))
+        return list(reference.moe_gate(logits[:n_tokens], k, renormalise, always))
 
     plan.check(twin, [logits], [ids, weights], TOLERANCE)
     return ids, weights

@@ -5,13 +5,19 @@ import numpy as np
 from .elementwise import softmax
 
 
-def moe_gate(logits: np.ndarray, k: int, renormalise: bool) -> tuple[np.ndarray, np.ndarray]:
+def moe_gate(logits: np.ndarray, k: int, renormalise: bool, always: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Softmax over all experts, the k most probable of them, optionally divided by their sum.
 
     logits [N, E], 1 <= k <= E -> (ids uint32 [N, K], weights float32 [N, K]), by falling probability, ties to the lower
-    id.
+    id. always: so many experts E, E + 1, ... come after them, with the sigmoid of a last logit, [N, E + 1].
     Source: transformers, Qwen3MoeTopKRouter (softmax first, then top-k, then norm_topk_prob).
     """
+    if always:
+        ids, weights = moe_gate(logits[:, :-1], k, renormalise)
+        more = np.arange(logits.shape[1] - 1, logits.shape[1] - 1 + always, dtype=np.uint32)
+        share = 1 / (1 + np.exp(-logits[:, -1:].astype(np.float64)))
+        ids = np.concatenate([ids, np.tile(more, (len(ids), 1))], axis=1)
+        return ids, np.concatenate([weights, np.tile(share, always)], axis=1).astype(np.float32)
     probabilities = softmax(logits)
     # a stable sort of the negated logits keeps the lower id first on ties; logits order exactly as probabilities do,
     # without the ties that rounding or underflow of the exponential would add

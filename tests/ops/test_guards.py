@@ -335,6 +335,7 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.moe_gate(p, t("router", 8), 2, True), "moe_gate: router is f32 [8], expected f32 [any, any]"),
         (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 9, True), "moe_gate: top-9 of 8 experts"),
         (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 0, True), "moe_gate: top-0 of 8 experts"),
+        (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 8, True, 2), "moe_gate: top-8 of 7 experts"),
     ],
     "add_gated": [
         (lambda p, t: ops.add_gated(p, t("x", 64), t("shared", 3, 64), t("h", 3, 64), t("gate", 1, 64)),

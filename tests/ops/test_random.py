@@ -184,7 +184,8 @@ def window_attentions(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def gates(draw: st.DrawFn) -> dict[str, Any]:
     e = draw(some(1, 300))
-    return {"n": draw(some(1, 5)), "e": e, "k": draw(some(1, min(e, 16))), "renormalise": draw(st.booleans())}
+    sizes = {"n": draw(some(1, 5)), "e": e, "k": draw(some(1, min(e, 16))), "always": draw(some(0, 3))}
+    return {**sizes, "renormalise": draw(st.booleans())}
 
 
 @st.composite

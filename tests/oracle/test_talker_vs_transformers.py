@@ -55,7 +55,7 @@ def listen(folder: Path, device, seed: int, messages: list[dict[str, Any]], fram
         pytest.skip(f"seed {seed} says nothing")
     file = open_parts(folder, type=arguments["dtype"])["talker"]
     model, predictor = TalkerModel.load(file, device), CodePredictorModel.load(file, device)
-    talker = Talker(model, predictor, Runner(device), ctx_size=200, kv_type="f32")
+    talker = Talker(model, predictor, Runner(device), ctx_size=600, kv_type="f32")
     voice = model.config.voice("Ethan")
     prompt = talker_prompt(s.ids.tolist(), s.positions, s.answer[:-1].tolist(), model.config, voice)
     assert prompt is not None
