@@ -83,8 +83,9 @@ fn finish(t: u32, f: u32, sum: f32) {
     plain[at] = value;
 //# endif
 //# if SNAKE
-    let sine = sin_cos(after[shape.f + f] * value).x;
-    value += after[2u * shape.f + f] * (sine * sine);
+    let alpha = select(1u, 2u, SCALE) * shape.f + f;
+    let sine = sin_cos(after[alpha] * value).x;
+    value += after[alpha + shape.f] * (sine * sine);
 //# endif
     y[at] = value;
 }
