@@ -145,6 +145,7 @@ class FakeVoice:
     finish_reason: Any = "stop"
     before: Any = lambda index: None
     closed: int = 0
+    streams: list[Any] = field(default_factory=list)  # held, so that nothing is closed by being forgotten
 
     @property
     def samples(self) -> np.ndarray:
@@ -173,7 +174,8 @@ def speaking(fake, monkeypatch):
         def stream(self, prompt, *, speech=False, config=None, **media):
             made.asked.append(SimpleNamespace(prompt=prompt, speech=speech, config=config))
             events = original(self, prompt, config=config, **media)
-            return with_speech(events) if speech else events
+            made.streams.append(with_speech(events) if speech else events)
+            return made.streams[-1]
 
         def with_speech(events):
             """Sound between the words, most of it after them, as where a talker is slower than a thinker."""
@@ -193,7 +195,8 @@ def speaking(fake, monkeypatch):
 
         def say_stream(self, text, voice=None, config=None):
             made.asked.append(SimpleNamespace(prompt=text, voice=voice, config=config))
-            return saying()
+            made.streams.append(saying())
+            return made.streams[-1]
 
         def saying():
             try:

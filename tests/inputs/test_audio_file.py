@@ -220,22 +220,27 @@ def test_a_full_disk(tmp_path):
     code = (
         "import resource, signal, sys, numpy as np\n"
         "from qwen3omni_wgpu.errors import InvalidRequest\n"
-        "from qwen3omni_wgpu.inputs.audio_file import save\n"
+        "from qwen3omni_wgpu.inputs.audio_file import Writer, save\n"
+        "def pieces(path, samples):\n"
+        "    with Writer(path) as writer:\n"
+        "        writer.write(samples[:100])\n"
+        "        writer.write(samples[100:])\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "samples = np.random.default_rng().uniform(-1, 1, 200000).astype(np.float32)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
         "for path in sys.argv[1:]:\n"
-        "    try:\n"
-        "        save(path, samples)\n"
-        "    except InvalidRequest as error:\n"
-        "        print(error)\n"
+        "    for write in (save, pieces):\n"
+        "        try:\n"
+        "            write(path, samples)\n"
+        "        except InvalidRequest as error:\n"
+        "            print(error)\n"
     )
     paths = [tmp_path / f"a{ending}" for ending in ENDINGS]
     for path in paths:
         path.write_bytes(b"before")
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    for path, line in zip(paths, done.stdout.splitlines(), strict=True):
+    for path, line in zip([path for path in paths for _ in range(2)], done.stdout.splitlines(), strict=True):
         assert line.startswith(f"{path}: cannot be written (File too large)")
         assert path.read_bytes() == b"before"
     assert left(tmp_path) == sorted(path.name for path in paths)
@@ -299,4 +304,6 @@ def test_a_library_without_the_format(tmp_path, monkeypatch):
 def test_rates_that_a_format_does_not_take(tmp_path, rate):
     with pytest.raises(InvalidRequest, match=f"MP3 does not take {rate} samples a second"):
         save(tmp_path / "a.mp3", chord(100, 24000), rate)
+    with pytest.raises(InvalidRequest, match="MP3 does not take"), Writer(tmp_path / "a.mp3", rate) as writer:
+        writer.write(chord(100, 24000))
     assert left(tmp_path) == []
