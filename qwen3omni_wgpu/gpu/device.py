@@ -209,7 +209,8 @@ class Device:
 
     def create_mapped(self, nbytes: int, label: str = "") -> Any:
         """A buffer that shaders read and the host can fill through `mapped_view` until it is unmapped."""
-        usage = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.MAP_WRITE | wgpu.BufferUsage.COPY_SRC
+        usage = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
+        usage |= wgpu.BufferUsage.MAP_WRITE
         return self.create_buffer(nbytes, label, usage=usage, mapped=True)
 
     def mapped_view(self, buffer: Any) -> memoryview:

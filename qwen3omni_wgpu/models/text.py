@@ -22,13 +22,17 @@ from ..formats.tensors import dequantize
 from ..gpu import Device, Plan, Tensor
 from ..reference.rope import rope_frequencies
 from ..weights import load_weights
+from . import shared_expert
 from .config import TextConfig, tensor_shapes, text_config
 
 # Matrices that read the same input and lie in one tensor where their types agree.
 TOGETHER = {
     "attn_qkv": ("attn_q", "attn_k", "attn_v"),
     "ffn_gate_up": ("ffn_gate", "ffn_up"),
-    "ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp"),
+    # Of a mixture with a shared expert, which is taken for some more experts (models/shared_expert.py).
+    "ffn_router": ("ffn_gate_inp", "ffn_gate_inp_shexp"),
+    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_gate_shexp", "ffn_up_exps", "ffn_up_shexp"),
+    "ffn_all_down_exps": ("ffn_down_exps", "ffn_down_shexp"),
 }
 _QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one tensor
 
@@ -36,11 +40,11 @@ _QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one
 def _joined(names: Mapping[str, str]) -> dict[str, list[str]]:
     """Joined name -> the file's names of its members, wherever all of them are wanted. names: ours -> the file's."""
     found = {}
-    for name in names:
-        block, _, first = name.removesuffix(".weight").rpartition(".")
-        joined = next((key for key, members in TOGETHER.items() if members[0] == first), None)
-        if joined:
-            found[f"{block}.{joined}.weight"] = [names[f"{block}.{member}.weight"] for member in TOGETHER[joined]]
+    for block in {name.removesuffix(".weight").rpartition(".")[0] for name in names}:
+        for joined, leaves in TOGETHER.items():
+            members = [f"{block}.{leaf}.weight" for leaf in leaves]
+            if all(member in names for member in members):
+                found[f"{block}.{joined}.weight"] = [names[member] for member in members]
     return found
 
 
@@ -87,8 +91,11 @@ class TextModel:
             activations = "f32" if device.info.software else "q8"
         wanted = {name: theirs for name, theirs in names.items() if not name.endswith(_QK_NORMS)}
         ours = {theirs: name for name, theirs in wanted.items()}
-        read = load_weights(device, file, ours, progress, _joined(wanted))
+        source = shared_expert.as_experts(file, config, names) if config.shared_dim else file
+        read = load_weights(device, source, ours, progress, _joined(wanted))
         weights = {ours.get(name, name): tensor for name, tensor in read.items()}
+        if config.shared_dim:
+            shared_expert.settle(file, config, names, weights)
         factors = file.tensors.get("rope_freqs.weight")
         freqs = rope_frequencies(
             config.rope_dim, config.rope_theta, config.rope_scale, dequantize(factors) if factors else None
@@ -212,17 +219,19 @@ def mlp(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
 def experts(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
     """Mixture of experts: softmax router over E, the K best renormalised, their SwiGLU outputs weighted and summed.
 
-    The shared expert comes on top, times the sigmoid of its own row of a router.
+    With a shared expert the last of them are its parts, which every token takes.
     """
     c = model.config
+    if c.shared_dim:
+        always = c.shared_dim // c.expert_dim
+        logits = ops.matmul(plan, h, model.layer(i, "ffn_router"))  # [N, E + 1]
+        ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk, always)  # [N, K + always] each
+        hidden = ops.moe_swiglu(plan, h, [model.layer(i, "ffn_gate_up_exps")], ids)  # [N * (K + always), F]
+        outputs = ops.moe_matmul(plan, hidden, model.layer(i, "ffn_all_down_exps"), ids)
+        return ops.moe_combine(plan, outputs, weights)
     logits = ops.matmul(plan, h, model.layer(i, "ffn_gate_inp"))  # [N, E]
     ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk)  # [N, K] each
     gate = ops.moe_matmul(plan, h, model.layer(i, "ffn_gate_exps"), ids)  # [N * K, F]
     up = ops.moe_matmul(plan, h, model.layer(i, "ffn_up_exps"), ids)
     hidden = ops.swiglu(plan, gate, up, per_token=c.n_experts_used)
-    chosen = ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)
-    if not c.shared_dim:
-        return chosen
-    hidden = ops.matmul_swiglu(plan, h, model.together(i, "ffn_gate_up_shexp"))  # [N, S]
-    shared = ops.matmul(plan, hidden, model.layer(i, "ffn_down_shexp"))
-    return ops.add_gated(plan, chosen, shared, h, model.layer(i, "ffn_gate_inp_shexp"))
+    return ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)

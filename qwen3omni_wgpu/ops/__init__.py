@@ -6,7 +6,6 @@ from .codes import embed_code
 from .conv import conv_columns
 from .conv1d import Tile, conv1d, conv1d_depthwise
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
-from .gated import add_gated
 from .gather import add_rows, embed, embed_mean, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -25,7 +24,6 @@ __all__ = [
     "Tile",
     "Variant",
     "add",
-    "add_gated",
     "add_layer_norm",
     "add_rms_norm",
     "add_rows",

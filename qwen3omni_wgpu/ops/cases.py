@@ -23,7 +23,6 @@ from .codes import embed_code
 from .conv import conv_columns
 from .conv1d import Tile, conv1d, conv1d_depthwise
 from .elementwise import add, replace_rows, softmax, swiglu, swiglu_joined
-from .gated import add_gated
 from .gather import add_rows, embed, embed_mean, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
@@ -397,11 +396,6 @@ def _softmax(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [softmax(plan, normal(plan, rng, n, d, scale=4.0))]
 
 
-def _add_gated(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
-    x, extra, h = (normal(plan, rng, n, d, name=name) for name in ("x", "extra", "h"))
-    return [add_gated(plan, x, extra, h, normal(plan, rng, 1, d, name="gate", scale=d**-0.5))]
-
-
 def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool, always: int = 0) -> list[Tensor]:
     return list(moe_gate(plan, normal(plan, rng, n, e + (always > 0), scale=2.0), k, renormalise, always))
 
@@ -500,7 +494,6 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "add": _add,
     "replace_rows": _replace_rows,
     "softmax": _softmax,
-    "add_gated": _add_gated,
     "moe_gate": _moe_gate,
     "moe_combine": _moe_combine,
     "argmax": _argmax,
@@ -695,7 +688,6 @@ CASES: tuple[Case, ...] = (
     _case("add", n=5, f=2048),
     *(_case("replace_rows", n=n, d=d, used=u) for n, d, u in ((7, 2048, 5), (1, 64, None), (9, 36, None))),
     *(_case("softmax", n=n, d=d) for n, d in ((3, 128), (2, 1000))),
-    *(_case("add_gated", n=n, d=d) for n, d in ((1, 1024), (5, 100))),
     *(_case("moe_gate", n=n, e=e, k=k, renormalise=True, always=a) for n, e, k, a in ((1, 128, 6, 2), (3, 8, 8, 1))),
     *(_case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),

@@ -337,16 +337,6 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 0, True), "moe_gate: top-0 of 8 experts"),
         (lambda p, t: ops.moe_gate(p, t("router", 1, 8), 8, True, 2), "moe_gate: top-8 of 7 experts"),
     ],
-    "add_gated": [
-        (lambda p, t: ops.add_gated(p, t("x", 64), t("shared", 3, 64), t("h", 3, 64), t("gate", 1, 64)),
-         "add_gated: x is f32 [64], expected f32 [any, any]"),
-        (lambda p, t: ops.add_gated(p, t("x", 3, 64), t("shared", 2, 64), t("h", 3, 64), t("gate", 1, 64)),
-         "add_gated: shared is f32 [2, 64], expected f32 [3, 64]"),
-        (lambda p, t: ops.add_gated(p, t("x", 3, 64), t("shared", 3, 64), t("h", 3, 32), t("gate", 1, 64)),
-         "add_gated: h is f32 [3, 32], expected f32 [3, 64]"),
-        (lambda p, t: ops.add_gated(p, t("x", 3, 64), t("shared", 3, 64), t("h", 3, 64), t("gate", 64)),
-         "add_gated: gate is f32 [64], expected f32 [1, 64]"),
-    ],
     "moe_combine": [
         (lambda p, t: ops.moe_combine(p, t("y", 5, 64), t("weights", 3, 2)),
          "moe_combine: y is f32 [5, 64], expected f32 [6, any]"),

@@ -270,7 +270,6 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "add": rows(9, fours(300), "f"),
     "replace_rows": rows(9, fours(300)),
     "softmax": rows(9, some(1, 700)),
-    "add_gated": rows(9, some(1, 300)),
     "moe_gate": gates(),
     "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
     "argmax": rows(4, some(1, 1500), "v"),
