@@ -18,7 +18,7 @@ from ..formats.gguf import GGUFFile
 from ..formats.tensors import shown
 from ..gpu import Device, Part, Plan, Tensor
 from .config import Keys, TextConfig, check_tensor, decoder_config, tensor_shapes
-from .text import KVCache, TextModel, forward
+from .text import KVCache, TextModel, final_norm, stream
 
 _PREFIX = "a.gen.code."
 # Where the file's name of a layer's tensor differs from a text model's.
@@ -125,5 +125,6 @@ def logits(plan: Plan, model: CodePredictorModel, group: int, x: Tensor, positio
 
     N is 2 for group 1 (the talker's hidden state and code 0), 1 for the others (the code before).
     """
-    h = forward(plan, model.decoder, x, positions, cache)
-    return ops.matmul(plan, ops.select_row(plan, h) if x.shape[0] > 1 else h, model.heads[group - 1])
+    x = stream(plan, model.decoder, x, positions, cache)
+    last = ops.select_row(plan, x) if x.shape[0] > 1 else x
+    return ops.matmul(plan, last, model.heads[group - 1], norm=final_norm(model.decoder))

@@ -187,33 +187,68 @@ def forward(
     return h
 
 
-def attention(plan: Plan, model: TextModel, i: int, h: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-    """Causal self-attention with grouped heads over the cache: h [N, D] -> [N, D]."""
+def stream(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    """As `forward` for one or two tokens, in as few dispatches as there can be: x [N, D] -> [N, D], not yet normalised.
+
+    Norms are computed by the matmuls that read them and additions by those that write. The final norm is `final_norm`.
+    """
     c = model.config
-    qkv = ops.matmul_joined(plan, h, model.together(i, "attn_qkv"))  # [N, (H + 2 KV) * HD]
-    keys, values = cache.keys[i], cache.values[i]
-    q = ops.rope_qkv(
+    for i in range(c.n_layers):
+        plan.scope = f"{model.scope}blk.{i}."
+        x = attention(plan, model, i, x, positions, cache, _norm(model, i, "attn_norm"), x)
+        norm = _norm(model, i, "ffn_norm")
+        if c.n_experts:
+            h = ops.rms_norm(plan, x, *norm)
+            x = ops.add(plan, experts(plan, model, i, h), x)
+        else:
+            x = mlp(plan, model, i, x, norm, x)
+    plan.scope = ""
+    return x
+
+
+Norm = tuple[Tensor, float]
+
+
+def _norm(model: TextModel, i: int, name: str) -> Norm:
+    return model.layer(i, name), model.config.norm_eps
+
+
+def final_norm(model: TextModel) -> Norm:
+    """Of the last layer's output: weight [D], and what is added to the mean square."""
+    return model.weights["output_norm.weight"], model.config.norm_eps
+
+
+def attention(
+    plan: Plan, model: TextModel, i: int, h: Tensor, positions: Tensor, cache: KVCache, norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Causal self-attention with grouped heads over the cache: h [N, D], normalised or to be -> [N, D] + residual."""
+    c = model.config
+    qkv = ops.matmul_joined(plan, h, model.together(i, "attn_qkv"), norm=norm)  # [N, (H + 2 KV) * HD]
+    mixed = ops.rope_attention(
         plan,
         qkv,
         positions,
         model.freqs,
         c.n_heads,
         c.n_kv_heads,
-        keys,
-        values,
+        cache.keys[i],
+        cache.values[i],
+        c.head_dim**-0.5,
         style=c.rope_style,
         sections=c.mrope_sections,
         norms=model.qk_norms[i] if c.qk_norm else None,
         eps=c.norm_eps,
     )  # [N, H * HD]
-    mixed = ops.attention(plan, q, keys, values, c.n_heads, c.n_kv_heads, c.head_dim**-0.5)
-    return ops.matmul(plan, mixed, model.layer(i, "attn_output"))
+    return ops.matmul(plan, mixed, model.layer(i, "attn_output"), residual=residual)
 
 
-def mlp(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
-    """SwiGLU: (silu(h Gate^T) * (h Up^T)) Down^T, h [N, D] -> [N, D]."""
-    hidden = ops.matmul_swiglu(plan, h, model.together(i, "ffn_gate_up"))  # [N, F]
-    return ops.matmul(plan, hidden, model.layer(i, "ffn_down"))
+def mlp(
+    plan: Plan, model: TextModel, i: int, h: Tensor, norm: Norm | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """SwiGLU: (silu(h Gate^T) * (h Up^T)) Down^T + residual, h [N, D], normalised or to be -> [N, D]."""
+    hidden = ops.matmul_swiglu(plan, h, model.together(i, "ffn_gate_up"), norm=norm)  # [N, F]
+    return ops.matmul(plan, hidden, model.layer(i, "ffn_down"), residual=residual)
 
 
 def experts(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..inputs.talker_prompt import TalkerPrompt
 from ..models import code_predictor, talker
 from ..models.code_predictor import CodePredictorModel
 from ..models.talker import MOST_ROWS, PROJECTIONS, TalkerModel
-from ..models.text import KVCache, forward
+from ..models.text import KVCache, final_norm, forward, stream
 from ..ops.attention import most_keys
 from ..runner import Runner
 from .settings import SpeechSettings
@@ -225,8 +225,8 @@ class Talker:
             code = ops.sample(plan, values, self._uniform, self._settings, draw=group, codes=self._codes, at=group)
             x = ops.embed_code(plan, table, code, self._total)
         plan.state, plan.activations = self._place.state, self.model.decoder.activations
-        h = forward(plan, self.model.decoder, self._total, self._place.positions.first(1), self._cache)
-        self._finish_forward(plan, h)
+        x = stream(plan, self.model.decoder, self._total, self._place.positions.first(1), self._cache)
+        self._finish_forward(plan, ops.rms_norm(plan, x, *final_norm(self.model.decoder)))
         self._plans["frame"] = plan.finish(keep=self.residual_logits)
         self._reads["frame"] = ReadBack(self.model.device, [self._codes])
         return plan
