@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qwen3omni_wgpu.cli.speech import known_voice, speaker
+from qwen3omni_wgpu.cli.speech import known_voice
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError
 from qwen3omni_wgpu.events import AudioChunk, Done
 
@@ -68,19 +68,19 @@ def speech_tests(text: str) -> list[SpeechTest]:
 def measured_speech(omni: "Omni", tests: list[SpeechTest], repeat: int) -> Iterator[Measured]:
     """Each test. Raises what Omni.say raises: UnsupportedModel for a model without a talker."""
     for test in tests:
-        voiced, _ = speaker(omni), known_voice(omni, None)  # a model that cannot speak says so here
-        metadata = omni._resident.part("talker").metadata
+        known_voice(omni, None)  # a model that cannot speak says so here
+        metadata = omni.part("talker").metadata
         rate, hop = (int(metadata[_PREFIX + key]) for key in ("sampling_rate", "samples_per_frame"))
         frames = ceil(test.size * rate / hop)
         if test.kind == "tts":
-            runs = [_said(voiced, test, frames, seed) for seed in range(repeat + 1)][1:]
-            yield Measured(test, runs, voiced._resident.talker().dispatches)
+            runs = [_said(omni, test, frames, seed) for seed in range(repeat + 1)][1:]
+            yield Measured(test, runs, omni._resident.talker().dispatches)
             continue
         shape, size = (int(metadata[_PREFIX + "num_quantizers"]), frames), int(metadata[_PREFIX + "codebook_size"])
-        yield Measured(test, [_vocoded(voiced, _codes(shape, size, seed), rate) for seed in range(repeat + 1)][1:])
+        yield Measured(test, [_vocoded(omni, _codes(shape, size, seed), rate) for seed in range(repeat + 1)][1:])
 
 
-def _said(omni: Any, test: SpeechTest, frames: int, seed: int) -> Run:
+def _said(omni: "Omni", test: SpeechTest, frames: int, seed: int) -> Run:
     """One reading, with other random numbers every time."""
     from qwen3omni_wgpu.sampler import GenerationConfig
 
@@ -100,7 +100,7 @@ def _said(omni: Any, test: SpeechTest, frames: int, seed: int) -> Run:
     raise OmniError(f"the model spoke nothing in the test {test.name}, so there is no speed to report")
 
 
-def _vocoded(omni: Any, codes: "np.ndarray", rate: int) -> Run:
+def _vocoded(omni: "Omni", codes: "np.ndarray", rate: int) -> Run:
     start = time.perf_counter()
     samples = omni.code2wav(codes)
     return Run(time.perf_counter() - start, codes.shape[1], len(samples) / rate)

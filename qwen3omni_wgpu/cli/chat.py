@@ -11,7 +11,7 @@ import typer
 
 from qwen3omni_wgpu.cli.media import MediaOptions, Part, content
 from qwen3omni_wgpu.cli.session import Bar, Interrupt, generation_config, note, opened, print_json, timing_line
-from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, known_voice, speaker
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, known_voice
 from qwen3omni_wgpu.cli.verbs import Common, Sampling, verb
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError
 from qwen3omni_wgpu.events import Done, Event, EventStream, Reply, TextDelta
@@ -116,7 +116,7 @@ class _Session:
         show = not self.common.json
         event: Event | None = None
         spoken = Spoken(self._next_file())
-        with Interrupt() as interrupt, Bar(self.common) as bar, spoken, closing(events) as stream:
+        with Interrupt() as interrupt, Bar(self.common) as bar, closing(events) as stream, spoken:
             for event in stream:
                 bar.show(event)
                 spoken.take(event)
@@ -186,7 +186,7 @@ class _Session:
         voice = known_voice(self.omni, name or self.config.voice)
         if name:
             self.config = replace(self.config, voice=voice)
-        print(f"voice = {voice} (of {', '.join(speaker(self.omni).voices)})", file=sys.stderr)
+        print(f"voice = {voice} (of {', '.join(self.omni.voices)})", file=sys.stderr)
         if name and self.speech is None:
             note("answers are only written; start the chat with --speech FILE to have them spoken, too", self.common)
 

@@ -107,8 +107,8 @@ def _answer(
     with (
         Interrupt() as interrupt,
         Bar(common) as bar,
-        spoken,
         closing(omni.stream(prompt, speech=spoken.path is not None, config=config)) as events,
+        spoken,
     ):
         for event in events:
             bar.show(event)

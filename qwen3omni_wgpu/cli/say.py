@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3omni_wgpu.cli.session import Bar, Interrupt, note, opened, print_json, read_text
-from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, check_file, known_voice, speaker
+from qwen3omni_wgpu.cli.speech import SpeechOptions, Spoken, check_file, known_voice
 from qwen3omni_wgpu.cli.verbs import Common, verb
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError
 from qwen3omni_wgpu.events import Done, Reply
@@ -85,12 +85,11 @@ def _words(text: str) -> str:
 
 def _run(omni: "Omni", words: str, config: "GenerationConfig", spoken: Spoken, common: Common) -> Reply | None:
     """Everything up to the last event; None when Ctrl-C ended it."""
-    voiced = speaker(omni)
     with (
         Interrupt() as interrupt,
         Bar(common) as bar,
-        spoken,
-        closing(voiced.say_stream(words, voice=config.voice, config=config)) as events,
+        closing(omni.say_stream(words, voice=config.voice, config=config)) as events,
+        spoken,  # its clock starts when everything is loaded
     ):
         for event in events:
             bar.show(event)

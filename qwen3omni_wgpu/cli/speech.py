@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3omni_wgpu.errors import InvalidRequest, UnsupportedModel
+from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.events import AudioChunk, Event
 
 if TYPE_CHECKING:
@@ -57,19 +57,12 @@ def check_file(path: Path) -> None:
     check_path(path)
 
 
-def speaker(omni: "Omni") -> Any:
-    """The model, which can speak; UnsupportedModel where it cannot."""
-    if not hasattr(omni, "say_stream"):
-        raise UnsupportedModel("speech: this version writes text only")
-    return omni
-
-
 def known_voice(omni: "Omni", name: str | None) -> str:
     """The model's own spelling of a voice; None = its default one.
 
     InvalidRequest with the voices there are when it is none of them, UnsupportedModel for a model that cannot speak.
     """
-    voices: tuple[str, ...] = speaker(omni).voices  # the default one first
+    voices = omni.voices  # the default one first
     if name is None:
         return voices[0]
     for voice in voices:

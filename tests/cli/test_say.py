@@ -15,9 +15,11 @@ from rich.progress import Progress as RichProgress
 
 from qwen3omni_wgpu.cli import run
 from qwen3omni_wgpu.cli.session import Bar
+from qwen3omni_wgpu.cli.speech import Spoken
 from qwen3omni_wgpu.errors import DeviceLost
 from qwen3omni_wgpu.events import Progress
 from qwen3omni_wgpu.inputs.audio_file import pcm16
+from qwen3omni_wgpu.omni import Omni
 
 
 def sound(path: Path) -> np.ndarray:
@@ -108,6 +110,17 @@ def test_json(command, speaking, tmp_path):
     assert 0 < document["first_audio_s"] <= document["total_s"]
     assert document["timings"]["frames_n"] == 7
     assert (document["device"], Path(document["model"]).name) == ("fake adapter", "tiny.gguf")
+
+
+def test_loading_is_no_part_of_the_speed(command, speaking, tmp_path, monkeypatch):
+    """The talker is loaded when it is first asked to speak, before its first event."""
+    voice, order = speaking(), []
+    load, start = Omni.say_stream, Spoken.__enter__
+    monkeypatch.setattr(Omni, "say_stream", lambda *args, **options: (order.append("load"), load(*args, **options))[1])
+    monkeypatch.setattr(Spoken, "__enter__", lambda self: (order.append("clock"), start(self))[1])
+    voice.before = lambda index: order.append(index)
+    command("say", "hi", "-o", str(tmp_path / "a.wav"))
+    assert order == ["load", "clock", -1, 0, 1, 2, 3]
 
 
 def test_a_seed_that_was_not_given_is_reported(command, speaking, tmp_path):
