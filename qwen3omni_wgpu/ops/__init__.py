@@ -10,7 +10,8 @@ from .gather import add_rows, embed, embed_mean, select_row
 from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
-from .moe_experts import moe_swiglu
+from .moe_experts import moe_down, moe_swiglu
+from .moe_route import moe_route
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rope_attention import rope_attention
@@ -44,8 +45,10 @@ __all__ = [
     "matmul_joined",
     "matmul_swiglu",
     "moe_combine",
+    "moe_down",
     "moe_gate",
     "moe_matmul",
+    "moe_route",
     "moe_swiglu",
     "penalize",
     "quantize_q8",

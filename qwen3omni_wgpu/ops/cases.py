@@ -27,7 +27,8 @@ from .gather import add_rows, embed, embed_mean, select_row
 from .guard import values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
-from .moe_experts import moe_swiglu
+from .moe_experts import moe_down, moe_swiglu
+from .moe_route import moe_route
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rope_attention import rope_attention
@@ -184,6 +185,28 @@ def _moe_swiglu(
     weights = [weight(plan, rng, shape, type) for shape in shapes]
     chosen = Tensor.from_numpy(plan.device, ids, "ids")
     return [moe_swiglu(plan, normal(plan, rng, n, d), weights, chosen, variant=_variant(variant))]
+
+
+def _moe_down(
+    plan: Plan, rng: Rng, type: str, n: int, k: int, e: int, f: int, d: int, act: str = "f32", residual: bool = False,
+    variant: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    plan.activations = act
+    ids = np.stack([rng.permutation(e)[:k] for _ in range(n)]).astype(np.uint32)
+    shares = Tensor.from_numpy(plan.device, rng.random((n, k), dtype=np.float32), "weights")
+    rest = normal(plan, rng, n, d, name="residual") if residual else None
+    x, w = normal(plan, rng, n * k, f), weight(plan, rng, (e, d, f), type)
+    chosen = Tensor.from_numpy(plan.device, ids, "ids")
+    return [moe_down(plan, x, w, chosen, shares, residual=rest, variant=_variant(variant))]
+
+
+def _moe_route(
+    plan: Plan, rng: Rng, type: str, n: int, e: int, k: int, d: int, renormalise: bool = True, norm: bool = False,
+    always: int = 0,
+) -> list[Tensor]:  # fmt: skip
+    before = _norm(plan, rng, d) if norm else None
+    router = weight(plan, rng, (e + (always > 0), d), type, "router")
+    return list(moe_route(plan, normal(plan, rng, n, d), router, k, renormalise, norm=before, always=always))
 
 
 def _quantize(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
@@ -468,6 +491,8 @@ BUILDERS: dict[str, Callable[..., list[Tensor]]] = {
     "matmul_swiglu": _matmul_swiglu,
     "moe_matmul": _moe_matmul,
     "moe_swiglu": _moe_swiglu,
+    "moe_down": _moe_down,
+    "moe_route": _moe_route,
     "quantize_q8": _quantize,
     "embed": _embed,
     "embed_code": _embed_code,
@@ -596,6 +621,17 @@ CASES: tuple[Case, ...] = (
       for n, a in ((5, False), (1, True))),
     *(_case("moe_swiglu", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a) for a in ("f32", "q8")),
     *(_case("moe_swiglu", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
+    *(_case("moe_down", type=t, n=n, k=3, e=8, f=96, d=44, act=act, residual=n == 1, variant=v)
+      for t, act in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_0", "q8"), ("q4_1", "f32"))
+      for n, v in ((1, None), (2, FUSED[1]))),
+    _case("moe_down", type="q8_0", n=5, k=2, e=8, f=32, d=64, act="q8", residual=True),
+    *(_case("moe_down", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a, residual=True) for a in ("f32", "q8")),
+    *(_case("moe_down", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
+    *(_case("moe_route", type="f32", n=n, e=128, k=k, d=d, norm=True, always=a)
+      for n, k, d, a in ((1, 6, 1024, 2), (2, 8, 2048, 0), (5, 6, 96, 2))),
+    *(_case("moe_route", type=t, n=2, e=e, k=k, d=d, renormalise=r, norm=no)
+      for t, e, k, d, r, no in (("f32", 8, 2, 64, False, False), ("bf16", 300, 5, 96, True, True),
+                                ("q8_0", 48, 48, 64, False, True), ("q4_1", 7, 1, 32, True, False))),
     _case("quantize_q8", n=1, d=2048),
     _case("quantize_q8", n=37, d=576),
     *(_case("embed", type=t, n=9, v=300, d=d) for t in TYPES for d in (96, 576)),

@@ -36,12 +36,13 @@ def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | No
     if n > MOST_TOKENS or d % 32 or (variant is not None and variant.shader != "fused_matvec"):
         return False
     limit = plan.device.limits["max-compute-workgroup-storage-size"]
-    return all(_workgroup_bytes(plan, n, d, w, variant) <= limit for w in weights)
+    chosen = [variant or choose_fused(plan.device, n, w.shape[-2], d) for w in weights]
+    return all(workgroup_bytes(plan, n * d, w, v) <= limit for w, v in zip(weights, chosen, strict=True))
 
 
-def _workgroup_bytes(plan: Plan, n: int, d: int, w: Tensor, variant: Variant | None) -> int:
-    v = variant or choose_fused(plan.device, n, w.shape[-2], d)
-    staged = n * d * 2 if is_packed(plan, w) else n * d * 4  # at most: int8, a scale and a sum for every 8 of them
+def workgroup_bytes(plan: Plan, values: int, w: Tensor, v: Variant) -> int:
+    """What lib/activations.wgsl takes for so many values, and the reduction over the threads of a row."""
+    staged = values * 2 if is_packed(plan, w) else values * 9 // 2  # int8, a scale and a sum for every 8; 9 for every 8
     reduced = v.rows * v.tokens * (v.workgroup // v.lanes) * (v.lanes + 1) * 4 if v.lanes > 1 else 0
     return staged + reduced + v.workgroup * 4
 

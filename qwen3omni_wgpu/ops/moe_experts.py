@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..gpu import Part, Plan, Tensor
+from ..gpu import Kernel, Part, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import swiglu as swiglu_twin
-from .elementwise import swiglu
-from .fused import fits, fused_into
+from ..reference.moe import moe_combine as moe_combine_twin
+from .elementwise import add, swiglu
+from .fused import MOST_TOKENS, choose_fused, fits, fused_into, workgroup_bytes
 from .guard import WEIGHTS, expect, require
 from .matmul import moe_matmul
-from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed
+from .moe import moe_combine
+from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, weight_type
 
 
 def moe_swiglu(
@@ -48,6 +51,54 @@ def moe_swiglu(
         return [swiglu_twin(*(reference.moe_matmul(x, half, ids) for half in (w[:e], w[e:])))]
 
     plan.check(twin, [x, w, ids], [y], TOLERANCE_Q8 if packed else TOLERANCE)
+    return y
+
+
+def moe_down(
+    plan: Plan, x: Tensor, w: Tensor, ids: Tensor, weights: Tensor, *, residual: Tensor | None = None,
+    variant: Variant | None = None,
+) -> Tensor:  # fmt: skip
+    """sum over k of weights[t, k] * x[t, k] Down_ids[t, k]^T, + residual: x [N * K, F], w [E, D, F] -> [N, D].
+
+    ids uint32 and weights [N, K] of the router; residual [N, D]. One dispatch for one or two tokens, else moe_matmul,
+    moe_combine and add.
+    """
+    op = "moe_down"
+    expect(op, w, (None, None, None), WEIGHTS)
+    expect(op, ids, (None, None), ("u32",))
+    (n, k), (e, d, f) = ids.shape, w.shape
+    expect(op, weights, (n, k))
+    expect(op, x, (n * k, f))
+    require(op, f % 32 == 0, f"{w.name} has rows of {f}, not a multiple of 32")
+    require(op, d % 4 == 0, f"{w.name} has {d} rows an expert, not a multiple of 4")
+    if residual is not None:
+        expect(op, residual, (n, d))
+    variant = replace(variant or choose_fused(plan.device, 1, d, k * f), tokens=1)
+    limit = plan.device.limits["max-compute-workgroup-storage-size"]
+    if n > MOST_TOKENS or len(w.parts) > 1 or workgroup_bytes(plan, k * f, w, variant) > limit:
+        y = moe_combine(plan, moe_matmul(plan, x, w, ids), weights)
+        return y if residual is None else add(plan, y, residual)
+    y = plan.empty((n, d), "f32", f"{w.name}.out")
+    packed = is_packed(plan, w)
+    params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "E": e, "F": f, "K": k}
+    params |= {"RESIDUAL": residual is not None, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
+    rest = [residual] if residual is not None else []
+    inputs = [w, x, ids, weights, plan.state, *rest]
+    grid = (-(-d // (variant.workgroup // variant.lanes * variant.rows)), n, 1)
+    nbytes = int(w.nbytes * min(1.0, n * k / e)) + 4 * n * (k * f + d)
+    plan.add(op, Kernel.of("moe_down.wgsl", **params), inputs, [y], grid, nbytes=nbytes, flops=2 * n * k * f * d)
+
+    def twin(
+        _: int, n_tokens: int, x: np.ndarray, w: np.ndarray, ids: np.ndarray, weights: np.ndarray, *rest: np.ndarray
+    ) -> list[np.ndarray]:
+        ids = ids[:n_tokens]
+        x = x[: len(ids) * k]
+        x = (reference.quantize_dequantize_q8(x) if packed else x).reshape(-1, k, f)
+        y = moe_combine_twin(reference.moe_matmul(x, w, ids), weights[: len(ids)])
+        return [y + sum(array[: len(ids)] for array in rest)]
+
+    # Of the weights at most 2 or 3 in sum.
+    plan.check(twin, [x, w, ids, weights, *rest], [y], 2 * (TOLERANCE_Q8 if packed else TOLERANCE))
     return y
 
 

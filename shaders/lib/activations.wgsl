@@ -61,18 +61,20 @@ struct Activations {
     fours: array<vec4<f32>, 8>,
     total: f32,
 }
-var<workgroup> x_fours: array<vec4<f32>, X_BLOCKS * 8u>;
+// A block's eight lie nine apart, so that neighbours in a subgroup read from different banks.
+var<workgroup> x_fours: array<vec4<f32>, X_BLOCKS * 9u>;
 
 fn stage(group: u32, first: vec4<f32>, second: vec4<f32>) {
-    x_fours[group * 2u] = first;
-    x_fours[group * 2u + 1u] = second;
+    let at = group / 4u * 9u + group % 4u * 2u;
+    x_fours[at] = first;
+    x_fours[at + 1u] = second;
 }
 
 fn activations(block: u32) -> Activations {
     var x: Activations;
     x.total = 0.0;
     for (var i = 0u; i < 8u; i++) {
-        x.fours[i] = x_fours[block * 8u + i];
+        x.fours[i] = x_fours[block * 9u + i];
         if (HAS_OFFSET) {
             x.total += dot(x.fours[i], vec4<f32>(1.0));
         }

@@ -83,6 +83,21 @@ def moe_swiglus(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def moe_downs(draw: st.DrawFn) -> dict[str, Any]:
+    shapes = draw(moe_matmuls())
+    rest = {"n": draw(st.sampled_from((1, 2, 5))), "f": shapes["d"], "residual": shapes.pop("shared")}
+    return {**shapes, **rest, "d": draw(fours(20))}
+
+
+@st.composite
+def moe_routes(draw: st.DrawFn) -> dict[str, Any]:
+    e = draw(some(1, 150))
+    shapes = {"n": draw(st.sampled_from((1, 2, 4))), "e": e, "k": draw(some(1, min(e, 9))), "d": draw(blocks(5))}
+    flags = {name: draw(st.booleans()) for name in ("renormalise", "norm")}
+    return {"type": draw(st.sampled_from(TYPES)), **shapes, **flags, "always": draw(some(0, 3))}
+
+
+@st.composite
 def ropes(draw: st.DrawFn) -> dict[str, Any]:
     hd = 2 * draw(some(2, 48))
     pairs = draw(st.one_of(st.none(), some(1, hd // 2)))
@@ -232,6 +247,8 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "matmul_swiglu": matmul_swiglus(),
     "moe_matmul": moe_matmuls(),
     "moe_swiglu": moe_swiglus(),
+    "moe_down": moe_downs(),
+    "moe_route": moe_routes(),
     "quantize_q8": rows(9, blocks(20)),
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},

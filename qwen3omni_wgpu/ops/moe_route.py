@@ -1,0 +1,82 @@
+"""The router of a mixture of experts with the norm before it, in one dispatch for one or two tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..gpu import Kernel, NumericalError, Plan, Tensor
+from ..reference import moe as reference
+from ..reference.elementwise import softmax
+from ..reference.norm import rms_norm
+from .fused import MOST_TOKENS, Norm, normed, workgroup_bytes
+from .guard import WEIGHTS, expect, require, workgroup_for
+from .matmul import matmul
+from .moe import moe_gate
+from .variant import TOLERANCE, Variant
+
+
+def moe_route(
+    plan: Plan, x: Tensor, router: Tensor, k: int, renormalise: bool, *, norm: Norm | None = None, always: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [N, D], router [E, D] -> (h [N, D], ids uint32 [N, K] by falling probability, weights [N, K]).
+
+    h = norm(x), with norm = (weight [D], eps) of an RMS norm, or x itself; the choice is moe_gate's of h router^T.
+    always: experts that every token takes besides, as moe_gate has them; the router then has one row more, [E + 1, D].
+    One dispatch for one or two tokens: a workgroup reads the whole router, which is worth it for small ones (the
+    talker's is 0.5 MB); else a norm, a matmul and moe_gate.
+    """
+    op = "moe_route"
+    expect(op, router, (None, None), WEIGHTS)
+    width, d = router.shape
+    expect(op, x, (None, d))
+    n, e = x.shape[0], width - 1 if always else width
+    require(op, 0 < k <= min(e, 256), f"top-{k} of {e} experts")
+    require(op, d % 32 == 0, f"{router.name} has rows of {d}, not a multiple of 32")
+    if norm is not None:
+        expect(op, norm[0], (d,))
+    largest = 512 if plan.device.limits["max-compute-invocations-per-workgroup"] >= 512 else 256
+    wg, lanes = workgroup_for(plan.device, 8 * width, largest), 1 if plan.device.info.software else 8
+    # Activations stay float32 and loads 32 bits wide: choices are worth the precision, and routers are small.
+    bytes_needed = workgroup_bytes(plan, d, x, Variant("moe_route", workgroup=wg)) + 4 * (width * (lanes + 3) + k)
+    fits = bytes_needed <= plan.device.limits["max-compute-workgroup-storage-size"]
+    if n > MOST_TOKENS or len(router.parts) > 1 or not fits:
+        h = normed(plan, x, norm)
+        return h, *moe_gate(plan, matmul(plan, h, router), k, renormalise, always)
+    ids = plan.empty((n, k + always), "u32", f"{router.name}.ids")
+    weights = plan.empty((n, k + always), "f32", f"{router.name}.weights")
+    params = {"WEIGHT": router.dtype, "PACKED": False, "NORM": norm is not None, "RENORMALISE": renormalise}
+    params |= {"D": d, "E": e, "K": k, "ALWAYS": always, "LANES": lanes, "WG": wg}
+    if norm is not None:
+        params["EPS"] = float(norm[1])
+    h = x if norm is None else plan.empty((n, d), "f32", f"{router.name}.h")
+    inputs = [router, x, *([norm[0]] if norm is not None else []), plan.state]
+    outputs = [*([h] if norm is not None else []), ids, weights]
+    flops = n * d * (2 * width + 4)
+    kernel = Kernel.of("moe_route.wgsl", **params)
+    plan.add(op, kernel, inputs, outputs, (n, 1, 1), nbytes=router.nbytes * n + 8 * n * d, flops=flops)
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, router: np.ndarray, *weight: np.ndarray) -> list[np.ndarray]:
+        h = x[:n_tokens] if norm is None else rms_norm(x[:n_tokens], weight[0], norm[1])
+        logits = h @ router.T
+        wanted, shares = reference.moe_gate(logits, k, renormalise, always)
+        # Of logits that differ by rounding only either may come first: the device's choice is judged, then followed.
+        found = ids.numpy()[: len(h), :k]
+        _judge(logits[:, :e], found)
+        chosen = np.take_along_axis(softmax(logits[:, :e]), found.astype(np.int64), axis=1)
+        wanted[:, :k] = found
+        shares[:, :k] = chosen / chosen.sum(axis=1, keepdims=True) if renormalise else chosen
+        return [*([h] if norm is not None else []), wanted, shares]
+
+    plan.check(twin, [x, router, *([norm[0]] if norm is not None else [])], outputs, TOLERANCE)
+    return h, ids, weights
+
+
+def _judge(logits: np.ndarray, ids: np.ndarray) -> None:
+    """NumericalError unless the ids [N, K] are the largest of the logits [N, E], falling, as far as rounding tells."""
+    for row, found in zip(logits, ids, strict=True):
+        if len(set(found.tolist())) < len(found) or found.max() >= len(row):
+            raise NumericalError(f"moe_route: {found.tolist()} are not {len(found)} of {len(row)} experts")
+        left = np.delete(row, found)
+        above = max(left.max(initial=-np.inf) - row[found[-1]], np.diff(row[found]).max(initial=-np.inf))
+        if above > TOLERANCE * max(1.0, float(np.abs(row).max())):
+            raise NumericalError(f"moe_route: {found.tolist()} are not the {len(found)} best, off by {above:.2e}")
