@@ -1,8 +1,10 @@
 """Code2Wav on the device against transformers' goldens and a NumPy twin: lengths, streams, memory, types, messages."""
 
 import dataclasses
+import gc
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -285,7 +287,9 @@ def test_the_rules_for_gpus(golden, tiny, device, monkeypatch):
             samples = vocoder.decode(codes)
             assert far(kept(samples), expected) < TOLERANCE, frames
             pieces = pieces_of(np.random.default_rng(frames), frames)
-            assert far(np.concatenate([vocoder.push(codes[:, piece]) for piece in pieces]), samples) < 1e-6
+            found = np.concatenate([vocoder.push(codes[:, piece]) for piece in pieces])
+            # A plan of 4 frames has other kernels than one of 16, which sum in another order.
+            assert far(found, samples) < TOLERANCE
             vocoder.reset()
 
 
@@ -300,6 +304,30 @@ def test_memory_does_not_grow_with_the_stream(vocoder, device):
     assert vocoder._done > 300  # the window has moved, too
     shift = 0 if vocoder._shift is None else sum(buffer.size for buffer in vocoder._shift._scratch)
     assert device.allocated == allocated + shift == allocated
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_ten_minutes(vocoder, device):
+    """7500 frames: nothing grows, and positions far out give what they give at the start of a stream."""
+    codes = codes_of(1, 7500)
+    for start in range(0, 7500, 25):
+        samples = vocoder.push(codes[:, start : start + 25])
+        if start == 500:
+            allocated, resident = device.allocated, resident_bytes()
+    assert device.allocated == allocated
+    # A command buffer or a read-back that is not given back would be 1 KB to 60 KB for each of 1,100 submits.
+    assert resident_bytes() - resident < 8 << 20
+    # The last 25 frames see 10 frames back through the layers, and 2 through the convolutions.
+    alone = vocoder.decode(codes[:, -45:])[-len(samples) :]
+    # An angle of 7500 rad is rounded to 2e-4, at both ends of what is turned alike; sin and cos of it to 1e-6.
+    assert far(samples, alone) < 2e-3  # 1.3e-4 was measured
 
 
 def test_free_returns_all_memory(tiny, device):
