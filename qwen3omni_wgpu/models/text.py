@@ -197,11 +197,7 @@ def stream(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KV
         plan.scope = f"{model.scope}blk.{i}."
         x = attention(plan, model, i, x, positions, cache, _norm(model, i, "attn_norm"), x)
         norm = _norm(model, i, "ffn_norm")
-        if c.n_experts:
-            h = ops.rms_norm(plan, x, *norm)
-            x = ops.add(plan, experts(plan, model, i, h), x)
-        else:
-            x = mlp(plan, model, i, x, norm, x)
+        x = few_experts(plan, model, i, x, norm) if c.n_experts else mlp(plan, model, i, x, norm, x)
     plan.scope = ""
     return x
 
@@ -257,16 +253,27 @@ def experts(plan: Plan, model: TextModel, i: int, h: Tensor) -> Tensor:
     With a shared expert the last of them are its parts, which every token takes.
     """
     c = model.config
+    router, gate_up, down, always = _expert_weights(model, i)
+    logits = ops.matmul(plan, h, router)  # [N, E], or E + 1 with a shared expert
+    ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk, always)  # [N, K + always] each
+    hidden = ops.moe_swiglu(plan, h, gate_up, ids)  # [N * (K + always), F]
+    return ops.moe_combine(plan, ops.moe_matmul(plan, hidden, down, ids), weights)
+
+
+def few_experts(plan: Plan, model: TextModel, i: int, x: Tensor, norm: Norm) -> Tensor:
+    """`experts` of one or two tokens with the norm before and the addition after them: x [N, D] -> [N, D]."""
+    c = model.config
+    router, gate_up, down, always = _expert_weights(model, i)
+    h, ids, weights = ops.moe_route(plan, x, router, c.n_experts_used, c.norm_topk, norm=norm, always=always)
+    return ops.moe_down(plan, ops.moe_swiglu(plan, h, gate_up, ids), down, ids, weights, residual=x)
+
+
+def _expert_weights(model: TextModel, i: int) -> tuple[Tensor, list[Tensor], Tensor, int]:
+    """Router, gates and ups, downs; and how many experts every token takes, behind the others."""
+    c = model.config
     if c.shared_dim:
-        always = c.shared_dim // c.expert_dim
-        logits = ops.matmul(plan, h, model.layer(i, "ffn_router"))  # [N, E + 1]
-        ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk, always)  # [N, K + always] each
-        hidden = ops.moe_swiglu(plan, h, [model.layer(i, "ffn_gate_up_exps")], ids)  # [N * (K + always), F]
-        outputs = ops.moe_matmul(plan, hidden, model.layer(i, "ffn_all_down_exps"), ids)
-        return ops.moe_combine(plan, outputs, weights)
-    logits = ops.matmul(plan, h, model.layer(i, "ffn_gate_inp"))  # [N, E]
-    ids, weights = ops.moe_gate(plan, logits, c.n_experts_used, c.norm_topk)  # [N, K] each
-    gate = ops.moe_matmul(plan, h, model.layer(i, "ffn_gate_exps"), ids)  # [N * K, F]
-    up = ops.moe_matmul(plan, h, model.layer(i, "ffn_up_exps"), ids)
-    hidden = ops.swiglu(plan, gate, up, per_token=c.n_experts_used)
-    return ops.moe_combine(plan, ops.moe_matmul(plan, hidden, model.layer(i, "ffn_down_exps"), ids), weights)
+        names, always = ("ffn_router", "ffn_gate_up_exps", "ffn_all_down_exps"), c.shared_dim // c.expert_dim
+    else:
+        names, always = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"), 0
+    router, *gate_up, down = (model.layer(i, name) for name in names)
+    return router, gate_up, down, always

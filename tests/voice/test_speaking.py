@@ -364,6 +364,13 @@ def test_one_submit_a_frame(case, talker, monkeypatch, device):
     assert sum(submits) == 1
 
 
+def test_dispatches_of_the_30b(tmp_path, device):
+    """As many layers as the release has: at most 600 a frame, and each of them costs time on any GPU."""
+    Case(tmp_path / "model", 1, talker_layers=20, predictor_layers=5)
+    with Loaded(talker_file(tmp_path / "model"), device) as talker:
+        assert talker.dispatches <= 570
+
+
 def test_what_a_talker_refuses(case, talker, device):
     rows, positions, pad = case.rows, case.positions, case.pad
     for arguments, message in (
@@ -400,6 +407,7 @@ def test_what_a_talker_refuses(case, talker, device):
         ({"code_predictor.block_count": 3}, InvalidModelFile, "a.gen.code.blk.2"),
         ({"block_count": 1}, UnsupportedModel, "blk.1"),
         ({"expert_shared_feed_forward_length": 32}, InvalidModelFile, "shexp"),
+        ({"expert_shared_feed_forward_length": 0}, UnsupportedModel, "shexp"),
         ({"projection.feed_forward_length": 32}, InvalidModelFile, "text_proj"),
     ],
 )
@@ -408,6 +416,17 @@ def test_files_that_cannot_be_right(metadata, error, message, case):
     file = dataclasses.replace(case.file, metadata={key: v for key, v in values.items() if v is not None})
     with pytest.raises(error, match=message):
         _ = TalkerConfig.from_gguf(file), CodePredictorConfig.from_gguf(file)
+
+
+def test_shared_experts_that_are_no_experts(case, device, tmp_path):
+    info = case.file.tensors["blk.1.ffn_up_shexp.weight"]
+    other = dataclasses.replace(info, type="f16", nbytes=info.nbytes // 2)
+    file = dataclasses.replace(case.file, tensors=case.file.tensors | {info.name: other})
+    with pytest.raises(UnsupportedModel, match="'blk.1.ffn_up_shexp.weight' has type f16 and .* f32; only equal types"):
+        TalkerModel.load(file, device)
+    odd = Case(tmp_path / "model", 1, talker_shared=48)
+    with pytest.raises(UnsupportedModel, match="48 hidden values, no multiple of the others' 32"):
+        TalkerModel.load(odd.file, device)
 
 
 def test_another_kind_of_file(case, device):
