@@ -276,6 +276,8 @@ def test_control_ids_are_never_drawn(case, talker):
     assert codes.max() < case.config.codes
     assert len(set(codes[:, 0])) > 10  # 20 frames at the very least, most of them different
     assert len(set(codes[:, 1:].ravel())) > 30
+    # Every code has a random number of its own: with one for all, those of a frame would be neighbours.
+    assert min(len(set(frame[1:])) for frame in found) > 4
 
 
 def test_settings_reach_their_codes(case, talker):
