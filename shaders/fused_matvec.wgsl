@@ -2,8 +2,8 @@
 // NORM: of x / sqrt(mean(x^2) + EPS) * norm: the weights go into x when it is staged, its size is a factor of the sums.
 // RESIDUAL: residual[t, f] is added. GLU: weight is [gate; up], 2 F rows, and y = silu(gate x) * (up x).
 // EXPERTS (with GLU): weight is [2 E, F, D], all gates before all ups; slot s is expert ids[s] for token s / SLOTS.
-// Every workgroup stages x for itself (lib/activations.wgsl); a row is shared by LANES threads, each taking every LANES-th
-// block of 32 weights of ROWS rows at once. LANES = 1 needs no reduction (software adapters).
+// STAGED: a workgroup brings x into its own memory first (lib/activations.wgsl). A row is shared by LANES threads, each
+// taking every LANES-th block of 32 weights of ROWS rows at once. LANES = 1 needs no reduction (software adapters).
 // Bindings: weight, x, state, [ids], [norm], [residual], y. Called by ops/fused.py.
 //# include "lib/weight.wgsl"
 //# include "lib/activations.wgsl"
@@ -108,6 +108,7 @@ fn main(
     let ups = slice.count;
     let last_x = min(slice.n, state[1]) - 1u;
 //# endif
+//# if STAGED
     var scales = array<f32, TOKENS>();
     for (var t = 0u; t < TOKENS; t++) {
         let from_row = min(first + t, last_x) * (D / 4u);
@@ -129,20 +130,30 @@ fn main(
 //# endif
     }
     workgroupBarrier();
+//# else
+    var scales = array<f32, TOKENS>();
+    for (var t = 0u; t < TOKENS; t++) {
+        scales[t] = 1.0;
+    }
+//# endif
     let lane = tid % LANES;
     let row = ((group.x + group.z * groups.x) * GROUPS + tid / LANES) * OUTPUTS;
     var sums = array<f32, ROWS * TOKENS>();
     for (var b = lane; b < BLOCKS; b += LANES) {
-        var blocks = array<Block, ROWS>();
+        var parts = array<Activations, TOKENS>();
+        for (var t = 0u; t < TOKENS; t++) {
+//# if STAGED
+            parts[t] = activations(t * BLOCKS + b);
+//# else
+            parts[t] = activations_of(min(first + t, last_x) * BLOCKS + b);
+//# endif
+        }
         for (var r = 0u; r < ROWS; r++) {
             // Rows beyond the end repeat the last one; they are not written.
             let at = base + min(row + r % OUTPUTS, slice.count - 1u) + select(0u, ups, r >= OUTPUTS);
-            blocks[r] = load_block((at * BLOCKS + b) * BLOCK_BYTES);
-        }
-        for (var t = 0u; t < TOKENS; t++) {
-            let part = activations(t * BLOCKS + b);
-            for (var r = 0u; r < ROWS; r++) {
-                sums[r * TOKENS + t] += product(blocks[r], part);
+            let block = load_block((at * BLOCKS + b) * BLOCK_BYTES);
+            for (var t = 0u; t < TOKENS; t++) {
+                sums[r * TOKENS + t] += product(block, parts[t]);
             }
         }
     }

@@ -1,7 +1,8 @@
 // y[t, d] = residual[t, d] + sum_k weights[t, k] * down[ids[t, k], d] . x[t * K + k]: the chosen experts' last matrices and
 // their weighted sum, always added in the same order. down is [E, D, F].
-// A workgroup stages the K rows of x of its token (lib/activations.wgsl). A row of y is shared by LANES threads, each taking
-// every LANES-th of the K * F / 32 blocks for ROWS rows at once. LANES = 1 needs no reduction (software adapters).
+// STAGED: a workgroup brings the K rows of x of its token into its own memory first (lib/activations.wgsl). A row of y is
+// shared by LANES threads, each taking every LANES-th of the K * F / 32 blocks for ROWS rows at once. LANES = 1 needs no
+// reduction (software adapters).
 // Bindings: weight (down), x, ids, weights, state, [residual], y. Called by ops/moe_experts.py.
 //# include "lib/weight.wgsl"
 //# include "lib/activations.wgsl"
@@ -48,11 +49,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (token >= state[1]) {
         return;
     }
+//# if STAGED
     for (var i = tid; i < K * F / 8u; i += WG) {
         let at = token * (K * F / 4u) + 2u * i;
         stage(i, x[at], x[at + 1u]);
     }
     workgroupBarrier();
+//# endif
     let lane = tid % LANES;
     let first = group.x * ROW_COUNT;
     let row = first + tid / LANES * ROWS;
@@ -61,7 +64,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let slot = token * K + b / BLOCKS;
         let expert = ids[slot];
         if (expert < E) {
+//# if STAGED
             let part = activations(b);
+//# else
+            let part = activations_of(token * X_BLOCKS + b);
+//# endif
             for (var r = 0u; r < ROWS; r++) {
                 // Rows beyond the end repeat the last one; they are not written.
                 let at = (expert * D + min(row + r, D - 1u)) * BLOCKS + b % BLOCKS;

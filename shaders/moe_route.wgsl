@@ -60,14 +60,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         h[at] = a;
         h[at + 1u] = b;
 //# endif
+//# if STAGED
         stage(i, a, b);
+//# endif
     }
     workgroupBarrier();
     let lane = tid % LANES;
     for (var row = tid / LANES; row < WIDTH; row += GROUPS) {
         var sum = 0.0;
         for (var b = lane; b < BLOCKS; b += LANES) {
-            sum += product(load_block((row * BLOCKS + b) * BLOCK_BYTES), activations(b));
+            let block = load_block((row * BLOCKS + b) * BLOCK_BYTES);
+//# if STAGED
+            sum += product(block, activations(b));
+//# else
+            sum += product(block, activations_of(token * BLOCKS + b));
+//# endif
         }
         partial[row * STRIDE + lane] = sum;
     }

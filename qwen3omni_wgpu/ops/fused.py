@@ -42,7 +42,8 @@ def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | No
 
 def workgroup_bytes(plan: Plan, values: int, w: Tensor, v: Variant) -> int:
     """What lib/activations.wgsl takes for so many values, and the reduction over the threads of a row."""
-    staged = values * 2 if is_packed(plan, w) else values * 9 // 2  # int8, a scale and a sum for every 8; 9 for every 8
+    # int8, a scale and a sum for every 8; or floats, 9 for every 8
+    staged = values * 2 if is_packed(plan, w) else values * 9 // 2
     reduced = v.rows * v.tokens * (v.workgroup // v.lanes) * (v.lanes + 1) * 4 if v.lanes > 1 else 0
     return staged + reduced + v.workgroup * 4
 
@@ -81,6 +82,7 @@ def fused_into(
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": is_packed(plan, w), "D": d, "F": width, "GLU": glu}
     params |= {"NORM": norm is not None, "RESIDUAL": residual is not None, "EXPERTS": ids is not None}
     params |= {"LANES": variant.lanes, "TOKENS": tokens, "WG": variant.workgroup}
+    params["STAGED"] = params["PACKED"] or params["NORM"] or variant.lanes > 1
     params["ROWS"] = max(2, variant.rows) if glu else variant.rows  # half of the rows are gates
     params["SLOTS"] = 1
     if norm is not None:

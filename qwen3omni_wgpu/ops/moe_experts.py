@@ -81,7 +81,8 @@ def moe_down(
     y = plan.empty((n, d), "f32", f"{w.name}.out")
     packed = is_packed(plan, w)
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "E": e, "F": f, "K": k}
-    params |= {"RESIDUAL": residual is not None, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
+    params |= {"STAGED": packed or variant.lanes > 1, "RESIDUAL": residual is not None}
+    params |= {"LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
     rest = [residual] if residual is not None else []
     inputs = [w, x, ids, weights, plan.state, *rest]
     grid = (-(-d // (variant.workgroup // variant.lanes * variant.rows)), n, 1)

@@ -37,7 +37,9 @@ def moe_route(
     largest = 512 if plan.device.limits["max-compute-invocations-per-workgroup"] >= 512 else 256
     wg, lanes = workgroup_for(plan.device, 8 * width, largest), 1 if plan.device.info.software else 8
     # Activations stay float32 and loads 32 bits wide: choices are worth the precision, and routers are small.
-    bytes_needed = workgroup_bytes(plan, d, x, Variant("moe_route", workgroup=wg)) + 4 * (width * (lanes + 3) + k)
+    bytes_needed = workgroup_bytes(plan, d, x, Variant("moe_route", lanes=lanes, rows=0, workgroup=wg)) + 4 * (
+        width * (lanes + 3) + k
+    )
     fits = bytes_needed <= plan.device.limits["max-compute-workgroup-storage-size"]
     if n > MOST_TOKENS or len(router.parts) > 1 or not fits:
         h = normed(plan, x, norm)
@@ -46,6 +48,7 @@ def moe_route(
     weights = plan.empty((n, k + always), "f32", f"{router.name}.weights")
     params = {"WEIGHT": router.dtype, "PACKED": False, "NORM": norm is not None, "RENORMALISE": renormalise}
     params |= {"D": d, "E": e, "K": k, "ALWAYS": always, "LANES": lanes, "WG": wg}
+    params["STAGED"] = norm is not None or lanes > 1
     if norm is not None:
         params["EPS"] = float(norm[1])
     h = x if norm is None else plan.empty((n, d), "f32", f"{router.name}.h")

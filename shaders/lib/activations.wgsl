@@ -1,6 +1,7 @@
-// Activations in workgroup memory: X_BLOCKS blocks of 32, each to meet a block of 32 weights (lib/block.wgsl). Float32, or
+// Activations in blocks of 32, each to meet a block of 32 weights (lib/block.wgsl); a thread loads one once for all its rows.
+// STAGED: in workgroup memory, X_BLOCKS of them: a workgroup calls stage for every group of 8, then a barrier. Float32, or
 // PACKED: int8 in groups of 8 with a scale each (as in quantize_q8.wgsl) and, for weights with an offset, their sums.
-// A workgroup calls stage for every group of 8, then a barrier; a thread loads a block once for all its rows.
+// Else read from the binding x: on a CPU workgroup memory is no faster, and an address that all threads share is one load.
 //# if PACKED
 struct Activations {
     quants: array<u32, 8>,
@@ -61,6 +62,8 @@ struct Activations {
     fours: array<vec4<f32>, 8>,
     total: f32,
 }
+
+//# if STAGED
 // A block's eight lie nine apart, so that neighbours in a subgroup read from different banks.
 var<workgroup> x_fours: array<vec4<f32>, X_BLOCKS * 9u>;
 
@@ -81,6 +84,19 @@ fn activations(block: u32) -> Activations {
     }
     return x;
 }
+//# else
+fn activations_of(block: u32) -> Activations {
+    var found: Activations;
+    found.total = 0.0;
+    for (var i = 0u; i < 8u; i++) {
+        found.fours[i] = x[block * 8u + i];
+        if (HAS_OFFSET) {
+            found.total += dot(found.fours[i], vec4<f32>(1.0));
+        }
+    }
+    return found;
+}
+//# endif
 
 fn product(w: Block, x: Activations) -> f32 {
     var sum = 0.0;
