@@ -95,7 +95,12 @@ class TextModel:
         read = load_weights(device, source, ours, progress, _joined(wanted))
         weights = {ours.get(name, name): tensor for name, tensor in read.items()}
         if config.shared_dim:
-            shared_expert.settle(file, config, names, weights)
+            try:
+                shared_expert.settle(file, config, names, weights)
+            except BaseException:
+                for tensor in weights.values():
+                    tensor.free()
+                raise
         factors = file.tensors.get("rope_freqs.weight")
         freqs = rope_frequencies(
             config.rope_dim, config.rope_theta, config.rope_scale, dequantize(factors) if factors else None
