@@ -24,8 +24,10 @@ def choose_fused(device: Device, n: int, f: int, d: int) -> Variant:
     if device.info.software:
         return Variant("fused_matvec", lanes=1, rows=8 // n, tokens=n, workgroup=8, wide=True)
     blocks = d // 32
-    lanes = next((size for size in (16, 8, 4) if blocks % size == 0), 16)
-    # Large workgroups stage x less often, but there should be two for each of the 40 units of the largest APU.
+    # Few rows keep all 40 units of the largest APU busy only if more threads share each.
+    few = f * 16 < 80 * 2 * 128
+    lanes = next((size for size in ((32, 16, 8, 4) if few else (16, 8, 4)) if blocks % size == 0), 16)
+    # Large workgroups stage x less often, but there should be two for each unit.
     threads = next((size for size in (256, 128) if f * lanes >= 80 * 2 * size), 64)
     return Variant("fused_matvec", lanes=lanes, rows=2, tokens=n, workgroup=threads)
 
