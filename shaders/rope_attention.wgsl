@@ -144,8 +144,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var key = 0u; key < n_keys; key++) {
             largest = max(largest, scores[row * S + key]);
         }
-        let key = i % n_keys;
-        shares[row * S + key] = select(0.0, exp(scores[row * S + key] - largest), key <= past + row / G);
+        let at = row * S + i % n_keys;
+        shares[at] = exp(scores[at] - largest); // of keys to come: 0
     }
     workgroupBarrier();
     for (var i = tid; i < n * G * HD; i += WG) {

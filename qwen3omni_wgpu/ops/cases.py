@@ -353,7 +353,7 @@ def _heads(
     norms = normal(plan, rng, 2 * hd, name="norms") if qk_norm else None
     x = normal(plan, rng, n, (heads + 2 * kv) * hd)
     common = (plan, x, positions, freqs, heads, kv, keys, vals)
-    turn: dict[str, Any] = {"style": style, "sections": sections, "norms": norms, "eps": 1e-6}
+    turn: dict[str, Any] = {"style": style, "sections": sections, "norms": norms, "eps": 1e-3}
     return [rope_attention(*common, hd**-0.5, **turn) if fused else rope_qkv(*common, **turn), keys, vals]
 
 

@@ -64,23 +64,21 @@ def rope_attention(
     plan.add(op, kernel, inputs, [y, keys, values], (kv_heads, 1, 1), nbytes=nbytes, flops=4 * n * heads * hd * rows)
 
     def twin(
-        n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, keys: np.ndarray,
-        values: np.ndarray, *norms: np.ndarray,
+        n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, old_keys: np.ndarray,
+        old_values: np.ndarray, *norms: np.ndarray,
     ) -> list[np.ndarray]:  # fmt: skip
         rows = x[:n_tokens].reshape(-1, slots, hd)
         of_q, of_k = (norms[0][:hd], norms[0][hd:]) if norms else (None, None)
-        keys, values = keys.copy(), values.copy()
+        new_keys, new_values = old_keys.copy(), old_values.copy()
         new = slice(n_past, n_past + len(rows))
-        keys[new] = turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
-        values[new] = rows[:, heads + kv_heads :].reshape(len(rows), -1)
+        new_keys[new] = turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
+        new_values[new] = rows[:, heads + kv_heads :].reshape(len(rows), -1)
         q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections).reshape(-1, heads, hd)
-        kind = np.float16 if half else np.float32
-        k, v = (cache[: new.stop].astype(kind).astype(np.float32) for cache in (keys, values))
-        k, v = (cache.reshape(-1, kv_heads, hd) for cache in (k, v))
-        return [reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1), keys, values]
+        # A key on the border between two halves may round the other way: keys are judged, then used as they are.
+        k, v = (cache.numpy()[: new.stop].astype(np.float32).reshape(-1, kv_heads, hd) for cache in (keys, values))
+        return [reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1), new_keys, new_values]
 
-    half = keys.dtype == "f16"
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
     # Scores off by the rotation's 1e-6 or so move the shares by as much.
-    plan.check(twin, read, [y, keys, values], TOLERANCE_F16 if half else 2 * TOLERANCE)
+    plan.check(twin, read, [y, keys, values], TOLERANCE_F16 if keys.dtype == "f16" else 2 * TOLERANCE)
     return y
