@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -162,12 +162,8 @@ def _check(
     def twin(_: int, n_tokens: int, x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
         rest = list(arrays[count:])
         x = x[:n_tokens]
-        if norm is not None:
-            x = rms_norm(x, rest.pop(0), norm[1])
-        results = [
-            (reference.matmul_q8 if quantised else reference.matmul)(x, w)
-            for quantised, w in zip(packed, arrays[:count], strict=True)
-        ]
+        kinds = _inputs(x, (rest.pop(0), norm[1]) if norm is not None else None)
+        results = [reference.matmul(kinds[quantised](), w) for quantised, w in zip(packed, arrays[:count], strict=True)]
         result = sum((array[: len(x)] if array.ndim == 2 else array for array in rest), np.concatenate(results, axis=1))
         return [ACTIVATIONS[act](result) if act else result]
 
@@ -175,6 +171,13 @@ def _check(
     inputs = [x, *weights, *([norm[0]] if norm is not None else [])]
     inputs += [tensor for tensor in (bias, residual) if tensor is not None]
     plan.check(twin, inputs, [y], tolerance, steps=len(plan.steps) - first)
+
+
+def _inputs(x: np.ndarray, norm: tuple[np.ndarray, float] | None) -> tuple[Callable[[], np.ndarray], ...]:
+    """What a matmul multiplies, in float32 and in 8 bits."""
+    if norm is None:
+        return lambda: x, lambda: reference.quantize_dequantize_q8(x)
+    return lambda: rms_norm(x, *norm), lambda: reference.rms_norm_q8(x, *norm)
 
 
 def matmul_joined(plan: Plan, x: Tensor, weights: Sequence[Tensor], *, norm: Norm | None = None) -> Tensor:
@@ -223,8 +226,8 @@ def matmul_swiglu(
     packed, f = is_packed(plan, w), w.shape[0] // 2
 
     def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray, *weight: np.ndarray) -> list[np.ndarray]:
-        h = rms_norm(x[:n_tokens], weight[0], norm[1]) if norm is not None else x[:n_tokens]
-        both = (reference.matmul_q8 if packed else reference.matmul)(h, w)
+        kinds = _inputs(x[:n_tokens], (weight[0], norm[1]) if norm is not None else None)
+        both = reference.matmul(kinds[packed](), w)
         return [swiglu(both[:, :f], both[:, f:])]
 
     inputs = [x, w, *([norm[0]] if norm is not None else [])]

@@ -44,6 +44,12 @@ def quantize_dequantize_q8(x: np.ndarray) -> np.ndarray:
     return dequantize_q8(q, scale).reshape(x.shape)
 
 
+def rms_norm_q8(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """rms_norm of x [N, D] in 8 bits. The size of a row is no part of its quants: it scales them afterwards."""
+    scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32) + np.float32(eps))
+    return quantize_dequantize_q8(x * weight) * scale
+
+
 def matmul_q8(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """matmul with quantised activations: x [N, D] with D a multiple of 32, w [F, D] -> [N, F]."""
     return matmul(quantize_dequantize_q8(x), w)
