@@ -2,8 +2,8 @@
 // one drawn from the softmax of those that top-k and top-p leave. settings = (temperature, top_k, top_p, repeat penalty).
 // One workgroup; a thread owns EACH neighbours and keeps them as integers that sort like the logits (0: left out). The
 // borders of top-k and top-p are found bit by bit: 32 counts over all threads each. Weights are integers, too, so their
-// sums do not depend on an order. Ties of the k-th are kept; of ties at the border of top-p the higher ids are, as with
-// torch. No allowed logit that is a number: V, which is no id.
+// sums do not depend on an order. Ties of the k-th are kept; of ties at the border of top-p the higher ids are. Where no
+// allowed logit is a number: V, which is no id.
 // SEEN: seen[id] counts how often an id was drawn; the penalty is for those above 0. CODES: codes[at] is written, too.
 // Bindings: logits, random, settings, id, [codes], [seen]. Called by ops/sample.py.
 //# include "lib/reduce.wgsl"

@@ -73,7 +73,7 @@ def distribution(x: np.ndarray, temperature: float, k: int, p: float) -> np.ndar
 
     k 0: all; ties of the k-th stay. p: tokens leave from the least probable on while those that left have at most 1 - p
     together; of ties the lower ids leave first. One always stays. 0 everywhere if x is -inf everywhere.
-    Source: transformers TopKLogitsWarper, TopPLogitsWarper (a stable sort, as torch does on the CPU).
+    Source: transformers TopKLogitsWarper, TopPLogitsWarper (which of ties leave is open there).
     """
     if not np.isfinite(x).any():
         return np.zeros(len(x))
