@@ -41,7 +41,7 @@ def shell(smollm2_path, adapter, tmp_path_factory):
     folder, home = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("home")
     (home / "README.md").write_text(README, encoding="utf-8")
     checkpoint = home / "Qwen3-Omni-30B-A3B-Instruct"
-    write_tiny_checkpoint(checkpoint, np.random.default_rng())
+    write_tiny_checkpoint(checkpoint, np.random.default_rng(), endless=True)
     (home / "speech.flac").write_bytes(SPOKEN.read_bytes())
     Image.fromarray(picture(1, 120, 160)).save(home / "photo.jpg")
     tone = (9000 * np.sin(np.arange(32000) / 20)).astype(np.int16)

@@ -107,23 +107,39 @@ def write_tiny_checkpoint(
     config_style: str = "legacy",
     tokenizer_json: bool = False,
     shards: int = 3,
+    endless: bool = False,
     **dims: Any,
 ) -> dict[str, np.ndarray]:
     """Write the folder; returns Hugging Face name -> weights as they are stored.
 
     layout: "index" (shards with model.safetensors.index.json), "single" or "numbered" (shards without index). dtype:
     "bf16", "f16" or "f32". config_style: "legacy" as in the releases, "v5" as transformers 5 writes it. tokenizer_json:
-    False = vocab.json and merges.txt only, as in the release. dims: any of DIMS.
+    False = vocab.json and merges.txt only, as in the release. endless: neither text nor speech ends by itself, whatever
+    is drawn. dims: any of DIMS.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder, tokenizer_json)
     config = build_config({**DIMS, **dims}, vocabulary)
     tensors = {name: random_tensor(rng, name, shape).astype(DTYPES[dtype]) for name, shape in shapes(config)}
+    if endless:
+        _never_end(tensors, config)
     write_json(folder / "config.json", config if config_style == "legacy" else _as_v5(config))
     write_json(folder / "generation_config.json", GENERATION)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     write_tensors(folder, tensors, layout, shards)
     return tensors
+
+
+def _never_end(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
+    """Logits of the ends are 0, which the best of hundreds of others leaves far behind.
+
+    The talker's have to be larger for that, because it has few codes.
+    """
+    tensors["thinker.lm_head.weight"][[config["im_end_token_id"], config["im_start_token_id"] - 1]] = 0
+    if "talker_config" in config:
+        head = tensors["talker.codec_head.weight"]
+        head[:] = (head.astype(np.float32) * 100).astype(head.dtype)
+        head[config["talker_config"]["codec_eos_token_id"]] = 0
 
 
 def write_tensors(folder: Path, tensors: dict[str, np.ndarray], layout: str, shards: int = 3) -> None:
