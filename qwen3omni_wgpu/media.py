@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from qwen3omni_wgpu.encoders.steps import Steps
 from qwen3omni_wgpu.errors import UnsupportedModel
 from qwen3omni_wgpu.events import Progress
 from qwen3omni_wgpu.inputs.audio import AudioClip, AudioFrontEnd, from_waveform, load_audio, mel_spectrogram
@@ -32,6 +31,7 @@ from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.inputs.video import Video, load_video
 from qwen3omni_wgpu.messages import Given
 from qwen3omni_wgpu.resident import Resident
+from qwen3omni_wgpu.steps import Steps
 
 # Encoded media that are kept for the next turn, in bytes; a minute of sound takes 6 MB, a large picture 100 MB or more.
 KEPT_BYTES = 512 << 20

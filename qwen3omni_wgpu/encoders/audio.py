@@ -12,7 +12,7 @@ from ..gpu import Pending, Plan, ReadBack, Tensor
 from ..models.audio import MOST_CHUNKS, AudioModel, column_bytes, layers, projector, stem
 from ..ops.attention_windows import QUERIES, window_tiles
 from ..runner import Runner
-from .steps import Steps, finish
+from ..steps import Steps, finish
 
 Progress = Callable[[int, int], None]
 

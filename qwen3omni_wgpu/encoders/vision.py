@@ -13,7 +13,7 @@ from ..gpu import Plan, ReadBack, Tensor
 from ..models.vision import Rows, VisionModel, block, deepstack, embed, merger, places, prepare
 from ..ops.attention_windows import QUERIES, most_window_keys, window_tiles
 from ..runner import Runner
-from .steps import Steps, finish
+from ..steps import Steps, finish
 
 Grid = tuple[int, int, int]
 Patches = Callable[[int, int], np.ndarray]

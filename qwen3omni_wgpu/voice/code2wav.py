@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,9 +11,9 @@ from ..errors import InvalidRequest
 from ..gpu import Pending, Plan, ReadBack, Tensor
 from ..models.code2wav import Code2WavModel, Memory, forward
 from ..runner import Runner
+from ..steps import Steps, finish
 
 Progress = Callable[[int, int], None]
-Steps = Generator[tuple[int, int], None, np.ndarray]
 
 MODES = ("gapless", "reference")
 # Frames of the recorded plans. A frame costs 5 GFLOP, so that 16 stay below what a driver's watchdog allows a submit.
@@ -71,13 +71,13 @@ class Vocoder:
         1920 n of them for the 30B; 555 less for the first frame of the stream. No later frame changes them.
         InvalidRequest for codes of another shape or outside the codebooks.
         """
-        return _finish(self.push_steps(codes))
+        return finish(self.push_steps(codes))
 
-    def push_steps(self, codes: np.ndarray) -> Steps:
+    def push_steps(self, codes: np.ndarray) -> Steps[np.ndarray]:
         """`push` as a generator of (frames done, n). One that is given up in between leaves a stream to `reset`."""
         return (yield from self._push(self._ids(codes)))
 
-    def _push(self, ids: np.ndarray) -> Steps:
+    def _push(self, ids: np.ndarray) -> Steps[np.ndarray]:
         """ids uint32 [n, codebooks], each counted on from the codebook before."""
         n, most = len(ids), self._sizes[-1]
         parts: list[np.ndarray] = []
@@ -153,9 +153,9 @@ class Vocoder:
         300 frames after 25 of context and loses 555 samples at each such border, too.
         progress(frames done, frames in all). InvalidRequest for an unknown mode and as in `push`.
         """
-        return _finish(self.decode_steps(codes, mode), progress)
+        return finish(self.decode_steps(codes, mode), progress)
 
-    def decode_steps(self, codes: np.ndarray, mode: str = "gapless") -> Steps:
+    def decode_steps(self, codes: np.ndarray, mode: str = "gapless") -> Steps[np.ndarray]:
         """`decode` as a generator of (frames done, frames in all)."""
         if mode not in MODES:
             raise InvalidRequest(f"there is no mode {mode!r} of Code2Wav; use {' or '.join(MODES)}")
@@ -207,7 +207,7 @@ def _chunks(frames: int, chunk: int, context: int) -> list[tuple[int, int, int]]
     return [(start - context if start > context else 0, start, min(start + chunk, frames)) for start in starts]
 
 
-def _counted(steps: Steps, before: int, total: int) -> Steps:
+def _counted(steps: Steps, before: int, total: int) -> Steps[np.ndarray]:
     """The same steps as part of more."""
     while True:
         try:
@@ -215,14 +215,3 @@ def _counted(steps: Steps, before: int, total: int) -> Steps:
         except StopIteration as stop:
             return stop.value
         yield before + done, total
-
-
-def _finish(steps: Steps, progress: Progress | None = None) -> np.ndarray:
-    """Run to the end; `progress(done, total)` after each step."""
-    while True:
-        try:
-            done, total = next(steps)
-        except StopIteration as stop:
-            return stop.value
-        if progress:
-            progress(done, total)
