@@ -81,7 +81,7 @@ def _token(metadata: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> int:
 
 @dataclass(frozen=True)
 class AudioPart:
-    """Sound that the audio tower turns into n_tokens embeddings (see `audio_tokens`)."""
+    """Sound that the audio tower turns into n_tokens embeddings (see AudioConfig.n_tokens)."""
 
     n_tokens: int
 
@@ -121,12 +121,6 @@ class Expanded:
     ids: list[int]
     positions: Floats
     places: list[Place]
-
-
-def audio_tokens(frames: int, n_window: int = 50) -> int:
-    """Embeddings that the audio tower makes of so many mel frames: chunks of 2 * n_window, each divided by 8."""
-    chunks, rest = divmod(frames, 2 * n_window)
-    return chunks * -(-2 * n_window // 8) + -(-rest // 8)
 
 
 def image_tokens(grid: Grid, merge: int = 2) -> int:

@@ -21,7 +21,6 @@ from qwen3omni_wgpu.inputs.placeholders import (
     Part,
     Place,
     VideoPart,
-    audio_tokens,
     expand,
     image_tokens,
 )
@@ -209,17 +208,6 @@ def test_no_line_of_python_runs_once_a_token() -> None:
 
 
 # Counts --------------------------------------------------------------------------------------------------------------
-
-
-def test_audio_tokens_are_what_three_strided_convolutions_leave() -> None:
-    for frames in [*range(1, 320), 1000, 3000, 240_001]:
-        sizes = [min(100, frames - start) for start in range(0, frames, 100)]
-        for _ in range(3):
-            sizes = [len(range(0, size, 2)) for size in sizes]
-        assert audio_tokens(frames) == sum(sizes), frames
-    assert [audio_tokens(frames) for frames in (50, 99, 100, 101, 337, 3000)] == [7, 13, 13, 14, 44, 390]
-    assert audio_tokens(0) == 0
-    assert audio_tokens(41, n_window=8) == 2 * 2 + 2
 
 
 def test_image_tokens() -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen3OmniMoeProcessor, Qwen3OmniMoeThinkerForConditionalGeneration
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from qwen3omni_wgpu.inputs.placeholders import AudioPart, ImagePart, MediaTokens, Part, VideoPart, audio_tokens
+from qwen3omni_wgpu.inputs.placeholders import AudioPart, ImagePart, MediaTokens, Part, VideoPart
 
 TOKENS = MediaTokens(audio=10, image=11, video=12, vision_start=13, vision_end=14, audio_start=15, audio_end=16)
 _FIRST_TEXT = 20
@@ -65,7 +65,7 @@ def _sides(rng: np.random.Generator) -> tuple[int, int]:
 
 def _sound(rng: np.random.Generator, mix: Mix) -> int:
     mix.frames.append(int(rng.choice([int(rng.integers(1, 700)), 1, 99, 100, 101])))
-    return audio_tokens(mix.frames[-1])
+    return int(_get_feat_extract_output_lengths(torch.tensor(mix.frames[-1])))
 
 
 def _around(part: Part) -> tuple[int, int, int]:
