@@ -132,6 +132,9 @@ class Device:
         self._fence_lock = threading.Lock()
         self.allocated = 0  # bytes in live buffers made through this object
         self.cache: dict[Any, Any] = {}  # pipelines, layouts, per-device tables of the layers above
+        # Choices of kernels (ops/choice.py): what was measured to be best, and what has been asked for.
+        self.tuned: dict[str, dict[str, Any]] = {}
+        self.asked: dict[str, Any] = {}
 
     @classmethod
     def open(cls, device: str | int | None = None, *, cpu: bool = False) -> Device:

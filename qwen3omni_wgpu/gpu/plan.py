@@ -82,6 +82,7 @@ class Plan:
     _scratch: list[Any] = field(default_factory=list)
     _finished: bool = False
     scope: str = ""  # prefix of op names, so that profiles can be read by part of the model
+    dry: bool = False  # recorded to be looked at: nothing is compiled, and it never runs
 
     def __post_init__(self) -> None:
         if self.state is None:
@@ -124,7 +125,8 @@ class Plan:
             nbytes,
             flops,
         )
-        step.pipeline = pipeline(self.device, kernel, len(step.inputs), len(step.outputs), len(packed))
+        if not self.dry:
+            step.pipeline = pipeline(self.device, kernel, len(step.inputs), len(step.outputs), len(packed))
         self.steps.append(step)
         return step
 
@@ -145,6 +147,8 @@ class Plan:
 
     def finish(self, keep: Iterable[Tensor] = ()) -> Plan:
         """Give intermediate results their buffers and make the bind groups. `keep` are read after the plan ran."""
+        if self.dry:
+            raise ValueError(f"plan {self.name} was recorded dry; it cannot run")
         self._assign_buffers({id(tensor.storage) for tensor in keep})
         for step in self.steps:
             self._bind(step)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..gpu import Device, Kernel, Plan, Tensor
+from .choice import Problem, candidates_for
 from .guard import expect
 from .norm import rms_norm
-from .variant import Variant, is_packed, weight_type
+from .variant import Variant, is_packed, variant_for, weight_type
 
 # RMS norm: weight [D] and what is added to the mean of the squares.
 Norm = tuple[Tensor, float]
 MOST_TOKENS = 2
 
 
-def choose_fused(device: Device, n: int, f: int, d: int) -> Variant:
+def _by_rule(device: Device, n: int, f: int, d: int) -> Variant:
     """The variant for N tokens, F rows of the matrix and D inputs."""
     if device.info.software:
         return Variant("fused_matvec", lanes=1, rows=8 // n, tokens=n, workgroup=8, wide=True)
@@ -32,20 +34,38 @@ def choose_fused(device: Device, n: int, f: int, d: int) -> Variant:
     return Variant("fused_matvec", lanes=lanes, rows=2, tokens=n, workgroup=threads)
 
 
+@candidates_for("fused")
+@candidates_for("moe_swiglu")
+@candidates_for("moe_down")
+def _candidates(device: Device, problem: Problem) -> list[Variant]:
+    """The rule's choice, then its like with other numbers of threads and rows that have the memory."""
+    n, f, d = problem["n"], problem["f"], problem["d"]
+    rule = _by_rule(device, n, f, d)
+    if device.info.software:
+        sizes = [(1, rows, threads) for rows in (4, 8) for threads in (8, 16)]
+    else:
+        sizes = [(lanes, rows, threads) for lanes in (4, 8, 16, 32) for rows in (2, 4) for threads in (64, 128, 256)]
+    others = [replace(rule, lanes=lanes, rows=rows, workgroup=threads) for lanes, rows, threads in sizes]
+    limit = device.limits["max-compute-workgroup-storage-size"]
+    others = [v for v in others if workgroup_bytes(problem["packed"], n * d, v) <= limit]
+    return list(dict.fromkeys([rule, *others]))
+
+
 def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | None) -> bool:
     """Whether one dispatch a matrix will do: few tokens, and x in the memory of a workgroup."""
     n, d = x.shape
     if n > MOST_TOKENS or d % 32 or (variant is not None and variant.shader != "fused_matvec"):
         return False
     limit = plan.device.limits["max-compute-workgroup-storage-size"]
-    chosen = [variant or choose_fused(plan.device, n, w.shape[-2], d) for w in weights]
-    return all(workgroup_bytes(plan, n * d, w, v) <= limit for w, v in zip(weights, chosen, strict=True))
+    chosen = [variant or variant_for(plan, "fused", w, n, w.shape[-2], d) for w in weights]
+    pairs = zip(weights, chosen, strict=True)
+    return all(workgroup_bytes(is_packed(plan, w), n * d, v) <= limit for w, v in pairs)
 
 
-def workgroup_bytes(plan: Plan, values: int, w: Tensor, v: Variant) -> int:
+def workgroup_bytes(packed: bool, values: int, v: Variant) -> int:
     """What lib/activations.wgsl takes for so many values, and the reduction over the threads of a row."""
     # int8, a scale and a sum for every 8; or floats, 9 for every 8
-    staged = values * 2 if is_packed(plan, w) else values * 9 // 2
+    staged = values * 2 if packed else values * 9 // 2
     reduced = v.rows * v.tokens * (v.workgroup // v.lanes) * (v.lanes + 1) * 4 if v.lanes > 1 else 0
     return staged + reduced + v.workgroup * 4
 
@@ -78,8 +98,8 @@ def fused_into(
     n, d = x.shape
     rows, width = y.shape
     if variant is None and ids is not None:
-        variant = choose_fused(plan.device, 1, 2 * w.shape[1] * ids.shape[1], d)
-    variant = variant or choose_fused(plan.device, n, w.shape[-2], d)
+        variant = variant_for(plan, "moe_swiglu", w, 1, 2 * w.shape[1] * ids.shape[1], d)
+    variant = variant or variant_for(plan, "fused", w, n, w.shape[-2], d)
     tokens = 1 if ids is not None else variant.tokens
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": is_packed(plan, w), "D": d, "F": width, "GLU": glu}
     params |= {"NORM": norm is not None, "RESIDUAL": residual is not None, "EXPERTS": ids is not None}

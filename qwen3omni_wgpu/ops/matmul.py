@@ -16,7 +16,7 @@ from ..reference.norm import rms_norm
 from .elementwise import add, swiglu_joined
 from .fused import Norm, expect_around, fits, fused_into, normed
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
-from .variant import TOLERANCE, TOLERANCE_Q8, Variant, choose, is_packed, weight_type
+from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
 # What a matmul may apply to its outputs before it writes them, and the twin. Their slope is 1.13 at most.
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
@@ -110,7 +110,7 @@ def _matmul_into(
     _expect(op, x, w)
     f, d = w.shape
     n, width = y.shape
-    variant = variant or choose(plan.device, n, f, d)
+    variant = variant or variant_for(plan, "matmul", w, n, f, d)
     if glu:  # half of the rows are gates
         variant = replace(variant, rows=max(2, variant.rows))
     packed = is_packed(plan, w)
@@ -249,7 +249,7 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
     shared = x.shape[0] == n and k > 1
     require("moe_matmul", x.shape[0] in (n, n * k), f"{x.name} has {x.shape[0]} rows for {n} tokens, {k} experts each")
     require("moe_matmul", d % 32 == 0, f"{w.name} has rows of {d}, not a multiple of 32")
-    variant = replace(variant or choose(plan.device, n, f, d, experts=True), tokens=1)
+    variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d), tokens=1)
     y = plan.empty((n * k, f), "f32", f"{w.name}.out")
     packed = is_packed(plan, w)
     inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,)), plan.state, ids]

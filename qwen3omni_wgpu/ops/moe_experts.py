@@ -12,11 +12,11 @@ from ..reference import matmul as reference
 from ..reference.elementwise import swiglu as swiglu_twin
 from ..reference.moe import moe_combine as moe_combine_twin
 from .elementwise import add, swiglu
-from .fused import MOST_TOKENS, choose_fused, fits, fused_into, workgroup_bytes
+from .fused import MOST_TOKENS, fits, fused_into, workgroup_bytes
 from .guard import WEIGHTS, expect, require
 from .matmul import moe_matmul
 from .moe import moe_combine
-from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, weight_type
+from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
 
 def moe_swiglu(
@@ -73,9 +73,9 @@ def moe_down(
     require(op, d % 4 == 0, f"{w.name} has {d} rows an expert, not a multiple of 4")
     if residual is not None:
         expect(op, residual, (n, d))
-    variant = replace(variant or choose_fused(plan.device, 1, d, k * f), tokens=1)
+    variant = replace(variant or variant_for(plan, "moe_down", w, 1, d, k * f), tokens=1)
     limit = plan.device.limits["max-compute-workgroup-storage-size"]
-    if n > MOST_TOKENS or len(w.parts) > 1 or workgroup_bytes(plan, k * f, w, variant) > limit:
+    if n > MOST_TOKENS or len(w.parts) > 1 or workgroup_bytes(is_packed(plan, w), k * f, variant) > limit:
         y = moe_combine(plan, moe_matmul(plan, x, w, ids), weights)
         return y if residual is None else add(plan, y, residual)
     y = plan.empty((n, d), "f32", f"{w.name}.out")

@@ -37,7 +37,7 @@ def moe_route(
     largest = 512 if plan.device.limits["max-compute-invocations-per-workgroup"] >= 512 else 256
     wg, lanes = workgroup_for(plan.device, 8 * width, largest), 1 if plan.device.info.software else 8
     # Activations stay float32 and loads 32 bits wide: choices are worth the precision, and routers are small.
-    bytes_needed = workgroup_bytes(plan, d, x, Variant("moe_route", lanes=lanes, rows=0, workgroup=wg)) + 4 * (
+    bytes_needed = workgroup_bytes(False, d, Variant("moe_route", lanes=lanes, rows=0, workgroup=wg)) + 4 * (
         width * (lanes + 3) + k
     )
     fits = bytes_needed <= plan.device.limits["max-compute-workgroup-storage-size"]

@@ -40,7 +40,7 @@ def top_k(plan: Plan, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     plan.add("top_k", Kernel.of("top_k.wgsl", V=v, K=k, WG=256), [logits], [ids, values], (1, 1, 1), nbytes=28 * v)
 
     def twin(_p: int, _n: int, logits: np.ndarray) -> list[np.ndarray]:
-        # Unordered on the device: what can be compared here without sorting is the log-sum-exp; ops/cases.py and the
+        # Unordered on the device: what can be compared here without sorting is the log-sum-exp; ops/cases/ and the
         # tests compare the sorted candidates.
         return []
 

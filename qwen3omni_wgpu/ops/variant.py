@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..gpu import Device, Plan, Tensor
+from .choice import Problem, candidates_for, choose
 from .guard import QUANTISED
 
 # Sums of D products in another order than NumPy's: the error grows like sqrt(D) * 2^-24 of the terms' size. Terms here
@@ -29,8 +30,8 @@ class Variant:
     wide: bool = False  # 64-bit loads of the weights, where the type and the device have them (not in matmul)
 
 
-def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Variant:
-    """The variant for N tokens, F outputs and D inputs; by rule, until the tuner knows the device better."""
+def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> Variant:
+    """The variant for N tokens, F outputs and D inputs."""
     if device.info.software:
         # One thread a row, several rows and tokens a thread: on a CPU loads cost most and reductions gain nothing.
         if experts or n == 1:
@@ -45,6 +46,35 @@ def choose(device: Device, n: int, f: int, d: int, experts: bool = False) -> Var
     lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
     tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
     return Variant("matvec", lanes=lanes, rows=2 if tokens <= 4 else 1, tokens=tokens, workgroup=64)
+
+
+@candidates_for("matmul")
+def _for_matmul(device: Device, problem: Problem) -> list[Variant]:
+    n, f, d = problem["n"], problem["f"], problem["d"]
+    return _and_others(_by_rule(device, n, f, d), device, d)
+
+
+@candidates_for("moe_matmul")
+def _for_moe_matmul(device: Device, problem: Problem) -> list[Variant]:
+    rule = replace(_by_rule(device, problem["n"], problem["f"], problem["d"], experts=True), tokens=1)
+    return _and_others(rule, device, problem["d"])
+
+
+def _and_others(rule: Variant, device: Device, d: int) -> list[Variant]:
+    """The rule's choice, then its like with other numbers of threads and rows."""
+    if rule.shader != "matvec":
+        return [rule]
+    if device.info.software:
+        sizes = [(1, rows, threads) for rows in (4, 8) for threads in (8, 16)]
+    else:
+        sizes = [(lanes, rows, threads) for lanes in (8, 16, 32) for rows in (1, 2, 4) for threads in (64, 128)]
+    others = [replace(rule, lanes=lanes, rows=rows, workgroup=threads) for lanes, rows, threads in sizes]
+    return list(dict.fromkeys([rule, *others]))
+
+
+def variant_for(plan: Plan, op: str, w: Tensor, n: int, f: int, d: int) -> Variant:
+    """How to multiply N rows by F rows of D weights each."""
+    return choose(plan.device, Problem.of(op, type=w.dtype, packed=is_packed(plan, w), n=n, f=f, d=d))
 
 
 def weight_type(plan: Plan, w: Tensor, variant: Variant) -> str:

@@ -1,0 +1,90 @@
+"""Cases of what comes after the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...gpu import NumericalError, Plan, Tensor
+from ...reference import sample as sample_reference
+from ..sample import argmax, penalize, sample, top_k
+from .case import Builder, Case, case
+from .make import (
+    Rng,
+    normal,
+    uploaded,
+)
+
+
+def _argmax(plan: Plan, rng: Rng, n: int, v: int) -> list[Tensor]:
+    return [argmax(plan, normal(plan, rng, n, v))]
+
+
+def _top_k(plan: Plan, rng: Rng, v: int, k: int, ties: bool = False) -> list[Tensor]:
+    logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
+    if ties:
+        logits = np.round(logits)
+    ids, vals = top_k(plan, uploaded(plan, logits, "logits"), k)
+    want_ids, want, logsumexp = sample_reference.top_k(logits[0], k)
+
+    def twin(_p: int, _n: int, *_: np.ndarray) -> list[np.ndarray]:
+        order = np.lexsort((got_ids := ids.numpy(), -vals.numpy()[:k]))
+        if not np.array_equal(got_ids[order], want_ids):
+            raise NumericalError(f"top_k: the {k} largest of {v} logits differ from the twin's")
+        # The candidates are a set; put the expected values in the order in which the device wrote them.
+        expected = np.append(np.empty(k, np.float32), np.float32(logsumexp))
+        expected[order] = want
+        return [expected]
+
+    plan.check(twin, [], [vals], 1e-5)
+    return [ids, vals]
+
+
+def _penalize(plan: Plan, rng: Rng, v: int, used: int) -> list[Tensor]:
+    pairs = np.stack([rng.permutation(v)[:64], rng.integers(1, 5, 64)], axis=1).astype(np.uint32)
+    options = uploaded(plan, np.array([used, 1.3, 0.25, 0.125], np.float32), "options")
+    logits = normal(plan, rng, 1, v, name="logits", scale=5.0)
+    penalize(plan, logits, uploaded(plan, pairs, "recent"), options)
+    return [logits]
+
+
+def _sample(
+    plan: Plan, rng: Rng, v: int, settings: str, seen: bool = False, left_out: tuple[int, int] = (0, 0),
+    spared: int | None = None, codes: bool = False, ties: bool = False,
+) -> list[Tensor]:  # fmt: skip
+    """settings: temperature, top-k, top-p, repeat penalty."""
+    logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
+    numbers = np.array(settings.split(), np.float32)
+    made = {
+        "seen": uploaded(plan, rng.integers(0, 3, v).astype(np.uint32), "seen") if seen else None,
+        "codes": uploaded(plan, rng.integers(0, 9, 3).astype(np.uint32), "codes") if codes else None,
+    }
+    random = uploaded(plan, rng.random(3, dtype=np.float32), "random")
+    target = uploaded(plan, np.round(logits) if ties else logits, "logits")
+    id = sample(
+        plan, target, random, uploaded(plan, numbers, "settings"), draw=1, left_out=left_out,
+        spared=spared, at=2, **made,
+    )  # fmt: skip
+    return [id, *(tensor for tensor in made.values() if tensor is not None)]
+
+
+BUILDERS: dict[str, Builder] = {
+    "argmax": _argmax,
+    "top_k": _top_k,
+    "penalize": _penalize,
+    "sample": _sample,
+}
+
+CASES: tuple[Case, ...] = (
+    *(case("argmax", n=n, v=v) for n, v in ((1, 49152), (3, 151), (1, 152064))),
+    *(case("top_k", v=v, k=k) for v, k in ((49152, 40), (152064, 128), (300, 128), (128, 128), (777, 1))),
+    *(case("top_k", v=v, k=k, ties=True) for v, k in ((4096, 128), (513, 40))),
+    *(case("penalize", v=1000, used=u) for u in (0, 64, 37)),
+    # The talker's first code, the other 15; greedy; borders.
+    *(case("sample", v=3072, settings=s, seen=True, left_out=(2048, 3072), spared=2150, codes=c)
+      for s, c in (("0.9 50 1 1.05", True), ("0 50 1 1.05", False))),
+    *(case("sample", v=v, settings=s, codes=True, ties=t)
+      for v, s, t in ((2048, "1 50 0.8 1", False), (2048, "1 50 0.8 1", True), (4096, "1 0 0.9 1", False),
+                      (300, "0.5 300 0.5 1", True), (300, "2 1 0.5 1", True), (7, "1 0 0 1", True),
+                      (1, "1 5 0 1", False))),
+    case("sample", v=1000, settings="1 0 1 1"),
+)  # fmt: skip
