@@ -6,7 +6,8 @@ the function that the op registered with `candidates_for`; the device remembers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,10 +33,14 @@ class Problem:
     def __getitem__(self, name: str) -> Any:
         return dict(self.params)[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return dict(self.params).get(name, default)
+
 
 # Dataclasses of plain values: ways to solve a problem on a device, all of them right, the rule's choice first.
 Candidates = Callable[[Device, Problem], Sequence[Any]]
 _CANDIDATES: dict[str, Candidates] = {}
+_TRIAL = "choice on trial"  # where a device remembers what `trying` was given
 
 
 def candidates_for(op: str) -> Callable[[Candidates], Candidates]:
@@ -55,7 +60,27 @@ def candidates(device: Device, problem: Problem) -> list[Any]:
 
 def choose(device: Device, problem: Problem) -> Any:
     """The tuned choice where there is one and it still exists, else the rule's."""
+    if problem.op in (trial := device.cache.get(_TRIAL, {})):
+        return trial[problem.op]
     device.asked.setdefault(problem.key, problem)
     options = candidates(device, problem)
     tuned = device.tuned.get(problem.key)
     return next((option for option in options if asdict(option) == tuned), options[0])
+
+
+@contextmanager
+def trying(device: Device, op: str, choice: Any) -> Iterator[None]:
+    """Within, every problem of the op is solved by this choice, and what is asked is not remembered."""
+    asked = dict(device.asked)
+    device.cache[_TRIAL] = {op: choice}
+    try:
+        yield
+    finally:
+        del device.cache[_TRIAL]
+        device.asked.clear()
+        device.asked.update(asked)
+
+
+def tunable() -> tuple[str, ...]:
+    """The ops whose problems have candidates."""
+    return tuple(_CANDIDATES)

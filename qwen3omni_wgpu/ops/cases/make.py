@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gguf
 import numpy as np
 
-from ...gpu import Plan, Tensor
+from ...gpu import Device, Plan, Tensor
 from ..variant import Variant
 
 Rng = np.random.Generator
@@ -32,6 +34,7 @@ FUSED: tuple[dict[str, Any], ...] = (
 )
 # Larger weights repeat their first rows: drawing and quantising all of them would take longer than their kernel.
 DRAWN = 1 << 22
+_SHARED = "inputs of cases"  # where a device keeps what `shared_inputs` holds
 
 
 def uploaded(plan: Plan, array: np.ndarray, name: str = "") -> Tensor:
@@ -48,6 +51,31 @@ def weight(plan: Plan, rng: Rng, shape: tuple[int, ...], dtype: str, name: str =
     """Random weights of variance 1 / D in the type's own bytes."""
     if plan.dry:
         return Tensor.split(plan.device, shape, dtype, name, lambda _size, _label: None)
+    return _once(plan, (shape, dtype, name), lambda: _drawn(plan, rng, shape, dtype, name))
+
+
+def _once(plan: Plan, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    """A large input; made once for all plans within `shared_inputs`, whose kernels alone differ."""
+    shared = plan.device.cache.get(_SHARED)
+    if shared is None:
+        return make()
+    if key not in shared:
+        shared[key] = make()
+    return shared[key]
+
+
+@contextmanager
+def shared_inputs(device: Device) -> Iterator[None]:
+    """Within, plans of cases get the same weights and caches where shape, type and name are the same."""
+    device.cache[_SHARED] = {}
+    try:
+        yield
+    finally:
+        for tensor in device.cache.pop(_SHARED).values():
+            tensor.free()
+
+
+def _drawn(plan: Plan, rng: Rng, shape: tuple[int, ...], dtype: str, name: str) -> Tensor:
     rows = math.prod(shape[:-1])
     drawn = rows if math.prod(shape) <= DRAWN else max(1, DRAWN // shape[-1])
     array = rng.standard_normal((drawn, shape[-1]), dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
