@@ -5,6 +5,7 @@ from .kernel import Kernel, ShaderError
 from .plan import NumericalError, Plan, Step
 from .profile import Profiler
 from .readback import Pending, ReadBack
+from .stopwatch import Stopwatch
 from .tensor import BLOCK, Part, Storage, Tensor, nbytes_of
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ReadBack",
     "ShaderError",
     "Step",
+    "Stopwatch",
     "Storage",
     "Tensor",
     "list_adapters",
