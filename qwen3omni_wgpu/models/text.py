@@ -33,6 +33,7 @@ TOGETHER = {
     "ffn_router": ("ffn_gate_inp", "ffn_gate_inp_shexp"),
     "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_gate_shexp", "ffn_up_exps", "ffn_up_shexp"),
     "ffn_all_down_exps": ("ffn_down_exps", "ffn_down_shexp"),
+    "ffn_both_exps": ("ffn_gate_exps", "ffn_up_exps"),  # without a shared expert
 }
 _QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one tensor
 
@@ -40,10 +41,12 @@ _QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")  # these two lie in one
 def _joined(names: Mapping[str, str]) -> dict[str, list[str]]:
     """Joined name -> the file's names of its members, wherever all of them are wanted. names: ours -> the file's."""
     found = {}
+    taken: set[str] = set()
     for block in {name.removesuffix(".weight").rpartition(".")[0] for name in names}:
         for joined, leaves in TOGETHER.items():
             members = [f"{block}.{leaf}.weight" for leaf in leaves]
-            if all(member in names for member in members):
+            if all(member in names for member in members) and taken.isdisjoint(members):
+                taken.update(members)
                 found[f"{block}.{joined}.weight"] = [names[member] for member in members]
     return found
 
@@ -192,17 +195,30 @@ def forward(
     return h
 
 
-def stream(plan: Plan, model: TextModel, x: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+def stream(
+    plan: Plan,
+    model: TextModel,
+    x: Tensor,
+    positions: Tensor,
+    cache: KVCache,
+    deepstack: Sequence[Tensor] = (),
+    taps: dict[int, Tensor | None] | None = None,
+) -> Tensor:
     """As `forward` for one or two tokens, in as few dispatches as there can be: x [N, D] -> [N, D], not yet normalised.
 
     Norms are computed by the matmuls that read them and additions by those that write. The final norm is `final_norm`.
     """
     c = model.config
+    taps = {} if taps is None else taps
     for i in range(c.n_layers):
         plan.scope = f"{model.scope}blk.{i}."
         x = attention(plan, model, i, x, positions, cache, _norm(model, i, "attn_norm"), x)
         norm = _norm(model, i, "ffn_norm")
         x = few_experts(plan, model, i, x, norm) if c.n_experts else mlp(plan, model, i, x, norm, x)
+        if i + 1 in taps:
+            taps[i + 1] = x
+        if i < len(deepstack):
+            x = ops.add(plan, x, deepstack[i])
     plan.scope = ""
     return x
 
@@ -278,7 +294,6 @@ def _expert_weights(model: TextModel, i: int) -> tuple[Tensor, list[Tensor], Ten
     c = model.config
     if c.shared_dim:
         names, always = ("ffn_router", "ffn_gate_up_exps", "ffn_all_down_exps"), c.shared_dim // c.expert_dim
-    else:
-        names, always = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"), 0
-    router, *gate_up, down = (model.layer(i, name) for name in names)
-    return router, gate_up, down, always
+        router, gate_up, down = (model.layer(i, name) for name in names)
+        return router, [gate_up], down, always
+    return model.layer(i, "ffn_gate_inp"), model.together(i, "ffn_both_exps"), model.layer(i, "ffn_down_exps"), 0
