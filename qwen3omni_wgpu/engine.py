@@ -18,9 +18,8 @@ from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
-from .models.text import KVCache, TextModel, final_norm, forward, stream
+from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
-from .ops.fused import MOST_TOKENS
 from .runner import Runner
 from .sampler import GenerationConfig, Sampler
 from .step_inputs import StepInputs
@@ -333,21 +332,17 @@ class Engine:
         media = "" if taps is None else f" media {taps}" + (f" tap {tap}" if tap else "")
         name = f"{'decode' if bucket == 1 else 'prefill'} {bucket} {head}{media}"
         plan = Plan(self.device, name, self._in.state, self.model.activations)
-        x = ops.embed(plan, self.model.weights["token_embd.weight"], self._in.ids.first(bucket))
+        media_rows = None
         if taps is not None:
             rows, flags = self._in.media()
-            x = ops.replace_rows(plan, x, rows.first(bucket), flags.first(bucket))
-        deepstack = self._in.deepstack(taps or 0, bucket)
+            media_rows = rows.first(bucket), flags.first(bucket)
         tapped: dict[int, Tensor | None] = {tap: None} if tap else {}
-        run = stream if bucket <= MOST_TOKENS else forward
-        h = run(plan, self.model, x, self._in.positions.first(bucket), self._cache, deepstack, tapped)
-        norm = final_norm(self.model) if bucket <= MOST_TOKENS else None  # `forward` has it done
-        kept = [tensor for tensor in tapped.values() if tensor is not None]
-        if head == "last":
-            row = ops.select_row(plan, h) if bucket > 1 else h
-            ops.matmul(plan, row, self.model.head, norm=norm, out=self._logits)
-        elif head == "all":
-            kept = [ops.matmul(plan, h, self.model.head, norm=norm), *kept]
+        found = logits(
+            plan, self.model, self._in.ids.first(bucket), self._in.positions.first(bucket), self._cache, head,
+            self._logits if head == "last" else None, media_rows, self._in.deepstack(taps or 0, bucket), tapped,
+        )  # fmt: skip
+        kept = [found] if head == "all" and found is not None else []
+        kept += [tensor for tensor in tapped.values() if tensor is not None]
         self._plans[key] = plan.finish(keep=kept)
         if kept:
             self._reads[name] = ReadBack(self.device, kept)

@@ -20,6 +20,7 @@ from .. import ops
 from ..formats.gguf import GGUFFile
 from ..formats.tensors import dequantize
 from ..gpu import Device, Plan, Tensor
+from ..ops.fused import MOST_TOKENS
 from ..reference.rope import rope_frequencies
 from ..weights import load_weights
 from . import shared_expert
@@ -158,6 +159,36 @@ class KVCache:
     def free(self) -> None:
         for tensor in (*self.keys, *self.values):
             tensor.free()
+
+
+def logits(
+    plan: Plan,
+    model: TextModel,
+    ids: Tensor,
+    positions: Tensor,
+    cache: KVCache,
+    head: str,
+    out: Tensor | None = None,
+    media: tuple[Tensor, Tensor] | None = None,
+    deepstack: Sequence[Tensor] = (),
+    taps: dict[int, Tensor | None] | None = None,
+) -> Tensor | None:
+    """Token ids [N] through the whole model -> what `head` says: "none", "last" (of the last valid row, into `out`
+    [1, V]) or "all" [N, V].
+
+    media: rows [N, D] that replace embeddings and uint32 flags [N] where they do; deepstack and taps as in `forward`.
+    """
+    x = ops.embed(plan, model.weights["token_embd.weight"], ids)
+    if media is not None:
+        x = ops.replace_rows(plan, x, *media)
+    few = ids.shape[0] <= MOST_TOKENS
+    h = (stream if few else forward)(plan, model, x, positions, cache, deepstack, taps)
+    norm = final_norm(model) if few else None  # `forward` has it done
+    if head == "none":
+        return None
+    if head == "last" and ids.shape[0] > 1:
+        h = ops.select_row(plan, h)
+    return ops.matmul(plan, h, model.head, norm=norm, out=out)
 
 
 def forward(
