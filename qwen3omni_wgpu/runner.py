@@ -30,4 +30,4 @@ class Runner:
             for plan in plans:
                 self.run(plan)
             return read.submit([])
-        return read.submit([command for plan in plans for command in plan.encode()])
+        return read.submit(plans)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import OmniError
-from .device import Device, ffi, lib
+from .device import Device, ffi
 from .kernel import Kernel, Pipeline, pipeline
+from .replay import Copy, Submit, encode, record, resolve
 from .tensor import Part, Storage, Tensor
 
 # A driver's watchdog kills work of about 2 s. 100 GFLOP is under 0.1 s on any GPU worth the name.
@@ -80,6 +81,7 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)  # results that several ops share, such as quantised activations
     _scratch: list[Any] = field(default_factory=list)
+    _replay: list[Submit] | None = None
     _finished: bool = False
     scope: str = ""  # prefix of op names, so that profiles can be read by part of the model
     dry: bool = False  # recorded to be looked at: nothing is compiled, and it never runs
@@ -200,6 +202,7 @@ class Plan:
 
     def free(self) -> None:
         """Release the scratch memory; the plan cannot run afterwards."""
+        self._replay = None
         for step in self.steps:
             step.group = None
         for buffer in self._scratch:
@@ -210,7 +213,13 @@ class Plan:
 
     def encode(self) -> list[Any]:
         """Command buffers for one replay, one a submit."""
-        return [self._encode(steps) for steps in self.submits()]
+        return encode(self.device, self.replay(), FLOPS_PER_SUBMIT)
+
+    def replay(self) -> list[Submit]:
+        """`submits` as the C interface takes them; resolved once."""
+        if self._replay is None:
+            self._replay = [Submit(resolve(steps), sum(step.flops for step in steps)) for steps in self.submits()]
+        return self._replay
 
     def submits(self) -> list[list[Step]]:
         """The steps, cut so that each submit stays far below a driver's watchdog."""
@@ -223,13 +232,6 @@ class Plan:
             cut[-1].append(step)
             flops += step.flops
         return cut
-
-    def _encode(self, steps: list[Step]) -> Any:
-        encoder = self.device.handle.create_command_encoder(label=self.name)
-        compute = encoder.begin_compute_pass()
-        encode_steps(compute._internal, steps)
-        compute.end()
-        return encoder.finish()
 
     def run(self) -> None:
         """Submit every step; does not wait."""
@@ -249,7 +251,7 @@ class Plan:
             arrays = [values(tensor) for tensor in step.check.inputs] if step.check else []
             assert step.state is not None
             n_past, n_tokens = (int(value) for value in step.state.numpy()[:2])
-            self.device.submit([self._encode([step])])
+            self.device.submit(encode(self.device, [Submit(resolve([step]), step.flops)], FLOPS_PER_SUBMIT))
             if step.check:
                 expected = step.check.twin(n_past, n_tokens, *arrays)
                 error = _largest_error(step, expected, values)
@@ -300,14 +302,13 @@ def _binding(item: Tensor | tuple[Tensor, Part]) -> tuple[Tensor, Part]:
 
 
 def encode_steps(compute: Any, steps: list[Step]) -> None:
-    """Record dispatches straight through the C interface: wgpu-py's own wrappers cost three times as much."""
-    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-    set_immediates, dispatch = lib.wgpuComputePassEncoderSetImmediates, lib.wgpuComputePassEncoderDispatchWorkgroups
-    null = ffi.NULL
-    for step in steps:
-        assert step.pipeline is not None
-        set_pipeline(compute, step.pipeline.handle._internal)
-        set_group(compute, 0, step.group._internal, 0, null)
-        if step.immediates:
-            set_immediates(compute, 0, step.c_immediates, len(step.immediates))
-        dispatch(compute, *step.grid)
+    """Record the steps of a finished plan into a compute pass (the C interface's pointer)."""
+    record(compute, resolve(steps))
+
+
+def encode_plans(device: Device, plans: Sequence[Plan], copies: Sequence[Copy]) -> list[Any]:
+    """Command buffers for plans in a row and copies after them, in as few submits as the watchdog allows.
+
+    A submit costs some 20 us, and so does each command buffer in it.
+    """
+    return encode(device, [submit for plan in plans for submit in plan.replay()], FLOPS_PER_SUBMIT, copies)

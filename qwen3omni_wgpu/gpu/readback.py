@@ -9,6 +9,7 @@ import numpy as np
 import wgpu
 
 from .device import Device
+from .plan import Plan, encode_plans
 from .tensor import Tensor
 
 
@@ -33,21 +34,28 @@ class ReadBack:
         self.tensors = list(tensors)
         self._size = sum(_rounded(tensor) for tensor in self.tensors)
         self._free: list[Any] = []
+        self._sources: list[tuple[Any, int, int, int]] | None = None  # known once the tensors have buffers
 
-    def submit(self, commands: list[Any]) -> Pending:
-        """Submit recorded commands and, after them, the copies."""
+    def submit(self, plans: Sequence[Plan]) -> Pending:
+        """Submit plans and, after them, the copies."""
         usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
         buffer = self._free.pop() if self._free else self.device.create_buffer(self._size, "read-back", usage=usage)
-        encoder = self.device.handle.create_command_encoder()
-        at = 0
-        for tensor in self.tensors:
-            part, size = tensor.parts[0], _rounded(tensor)
-            encoder.copy_buffer_to_buffer(part.storage.buffer, part.offset, buffer, at, size)
-            at += size
-        for command in commands[:-1]:
+        target = buffer._internal
+        copies = [(source, offset, target, at, size) for source, offset, at, size in self._copies()]
+        for command in encode_plans(self.device, plans, copies):
             self.device.submit([command])
-        self.device.submit([*commands[-1:], encoder.finish()])
         return Pending(self, buffer, buffer.map_async("READ_NOSYNC"))
+
+    def _copies(self) -> list[tuple[Any, int, int, int]]:
+        """(buffer, offset, offset in the read-back, bytes) of every tensor."""
+        if self._sources is None:
+            sizes = [_rounded(tensor) for tensor in self.tensors]
+            parts = [tensor.parts[0] for tensor in self.tensors]
+            self._sources = [
+                (part.storage.buffer._internal, part.offset, sum(sizes[:i]), size)
+                for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
+            ]
+        return self._sources
 
     def take(self, buffer: Any, promise: Any) -> list[np.ndarray]:
         self.device.wait_for(promise)

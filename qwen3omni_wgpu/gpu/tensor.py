@@ -152,7 +152,8 @@ class Tensor:
         if array.dtype != _NUMPY.get(self.dtype) or array.nbytes > self.nbytes:
             raise ValueError(f"{self.name}: cannot write {array.dtype}{array.shape} into {self.dtype}{self.shape}")
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.device.write_buffer(self.storage.buffer, np.pad(data, (0, -len(data) % 4)), self.parts[0].offset)
+        data = np.pad(data, (0, -len(data) % 4)) if len(data) % 4 else data
+        self.device.write_buffer(self.storage.buffer, data, self.parts[0].offset)
 
     def numpy(self) -> np.ndarray:
         """Read the values back (raw bytes [rows, bytes] for quantised types); waits for pending work."""

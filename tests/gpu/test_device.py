@@ -241,7 +241,7 @@ def test_nothing_stays_allocated(device):
     during = None
     for _ in range(30):
         plan.run()
-        read.submit(plan.encode()).result()
+        read.submit([plan]).result()
         z.numpy()
         device.wait()
         during = during or device.allocated
@@ -285,16 +285,16 @@ def test_waiting_is_bounded(adapter, shader_folder, monkeypatch):
     """Work, then one wait. (A further submit would not do as a test: llvmpipe waits inside it for the work before.)"""
     with Device.open(adapter) as quick:
         plan, read = spinning(quick, shader_folder, 200)
-        read.submit(plan.encode()).result()  # compiles
+        read.submit([plan]).result()  # compiles
         start = time.monotonic()
-        read.submit(plan.encode()).result()
+        read.submit([plan]).result()
         groups = min(65535, int(200 * 1.0 / (time.monotonic() - start)))
     monkeypatch.setenv("QWEN3OMNI_TIMEOUT", "0.2")
     with Device.open(adapter) as device:
         assert device.timeout == 0.2
         plan, read = spinning(device, shader_folder, groups)
         start = time.monotonic()
-        pending = read.submit(plan.encode())
+        pending = read.submit([plan])
         with pytest.raises(DeviceLost, match=r"did not answer within 0\.2 s.*QWEN3OMNI_TIMEOUT"):
             pending.result()
         assert time.monotonic() - start < 0.8

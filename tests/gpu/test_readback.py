@@ -25,14 +25,14 @@ def counter(device):
 def test_each_result_is_that_of_its_submit(device, counter):
     plan, x = counter
     read = ReadBack(device, [x])
-    pending = [read.submit(plan.encode()) for _ in range(8)]
+    pending = [read.submit([plan]) for _ in range(8)]
     assert [float(one.result()[0][0, 3]) for one in pending] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_results_may_be_taken_in_any_order(device, counter):
     plan, x = counter
     read = ReadBack(device, [x])
-    pending = [read.submit(plan.encode()) for _ in range(5)]
+    pending = [read.submit([plan]) for _ in range(5)]
     assert [float(pending[i].result()[0][0, 0]) for i in (3, 0, 4, 2, 1)] == [4, 1, 5, 3, 2]
 
 
@@ -41,7 +41,7 @@ def test_buffers_are_reused(device, counter):
     before = device.allocated
     read = ReadBack(device, [x])
     for _ in range(20):  # the engine's pattern: the next step is submitted before this one is read
-        first, second = read.submit(plan.encode()), read.submit(plan.encode())
+        first, second = read.submit([plan]), read.submit([plan])
         first.result()
         second.result()
     assert device.allocated == before + 2 * 16
@@ -52,9 +52,9 @@ def test_buffers_are_reused(device, counter):
 def test_earlier_results_stay_as_they_were(device, counter):
     plan, x = counter
     read = ReadBack(device, [x])
-    first = read.submit(plan.encode()).result()[0]
+    first = read.submit([plan]).result()[0]
     for _ in range(3):
-        read.submit(plan.encode()).result()
+        read.submit([plan]).result()
     assert float(first[0, 0]) == 1
 
 
@@ -69,7 +69,7 @@ def test_several_tensors_keep_order_type_and_shape(device):
     np.testing.assert_array_equal(found[2], [0, 1, 2])
 
 
-def test_several_command_buffers(device, counter):
+def test_several_plans(device, counter):
     plan, x = counter
     read = ReadBack(device, [x])
-    assert float(read.submit([*plan.encode(), *plan.encode(), *plan.encode()]).result()[0][0, 0]) == 3
+    assert float(read.submit([plan, plan, plan]).result()[0][0, 0]) == 3
