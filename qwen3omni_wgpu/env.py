@@ -56,6 +56,9 @@ _TABLE = (
     Variable("QWEN3OMNI_DEBUG", "0", "1 = run every op by itself and check its result against the NumPy twin", _flag),
     Variable("QWEN3OMNI_ACTIVATIONS", "auto", "activations of matmuls: auto, f32, q8 (packed 4x8-bit dot products)",
              _choice("auto", "f32", "q8")),
+    Variable("QWEN3OMNI_TUNE", "auto",
+             "kernels: auto = measured at a model's first load on a GPU, on = on any adapter, off = fixed rules",
+             _choice("auto", "on", "off")),
 )  # fmt: skip
 
 VARIABLES: dict[str, Variable] = {variable.name: variable for variable in _TABLE}
@@ -70,7 +73,7 @@ def get(name: Literal["QWEN3OMNI_CHECKED", "QWEN3OMNI_DEBUG"]) -> bool: ...
 @overload
 def get(name: Literal["QWEN3OMNI_TIMEOUT"]) -> float: ...
 @overload
-def get(name: Literal["QWEN3OMNI_UPLOAD", "QWEN3OMNI_ACTIVATIONS"]) -> str: ...
+def get(name: Literal["QWEN3OMNI_UPLOAD", "QWEN3OMNI_ACTIVATIONS", "QWEN3OMNI_TUNE"]) -> str: ...
 def get(name: str) -> Any:
     """The value of one registered variable: what is set, else its default, else None.
 

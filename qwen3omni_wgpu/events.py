@@ -74,10 +74,10 @@ class Progress:
     """How far a long step is: `done` of `total`.
 
     Bytes for "load", "quantize" and "pull", prompt tokens for "prefill"; for media that are encoded, feature frames of
-    10 ms for "audio" and a share of the work for "vision".
+    10 ms for "audio" and a share of the work for "vision"; kinds of work whose kernels are chosen for "tune".
     """
 
-    phase: Literal["load", "prefill", "quantize", "pull", "audio", "vision"]
+    phase: Literal["load", "prefill", "quantize", "pull", "audio", "vision", "tune"]
     done: int
     total: int
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from qwen3omni_wgpu import env, hub
+from qwen3omni_wgpu import env, hub, tuner
 from qwen3omni_wgpu.convert.parts import open_parts
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.errors import InvalidRequest
@@ -14,7 +14,9 @@ from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.locate import hub_id, locate, type_in_name
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
+from qwen3omni_wgpu.models.rehearse import rehearse
 from qwen3omni_wgpu.models.text import TextModel
+from qwen3omni_wgpu.ops.choice import Problem
 from qwen3omni_wgpu.resident import Resident
 from qwen3omni_wgpu.runner import Runner
 
@@ -37,10 +39,11 @@ def open_model(
     tokenizer_file: str | Path | None,
     offline: bool,
     lazy: bool,
+    tune: str,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[Resident, Tokenizer]:
     """The model, its thinker loaded unless lazy, and its tokenizer. Arguments and errors: see Omni.from_pretrained."""
-    chosen = _activations(activations)
+    chosen, tuning = _activations(activations), _tuning(tune)
     path = locate(model, offline=offline, progress=_reporter(progress, "pull"))
     parts = open_parts(
         path,
@@ -57,10 +60,11 @@ def open_model(
     opened = Device.open(device, cpu=cpu)
     try:
         report = _reporter(progress, "load")
+        settle = _settler(opened, tuning, _reporter(progress, "tune"))
         resident = Resident(
             opened,
             parts,
-            lambda runner: _engine(file, opened, tokens, chosen, kv_type, runner, report),
+            lambda runner: _engine(file, opened, tokens, chosen, kv_type, runner, report, settle),
             fetch=_fetcher(model, type, offline, _reporter(progress, "pull")),
             progress=report,
             activations=chosen,
@@ -75,7 +79,7 @@ def open_model(
 
 
 def _reporter(
-    progress: Callable[[Progress], None] | None, phase: Literal["load", "pull"]
+    progress: Callable[[Progress], None] | None, phase: Literal["load", "pull", "tune"]
 ) -> Callable[[int, int], None] | None:
     return (lambda done, total: progress(Progress(phase, done, total))) if progress else None
 
@@ -88,16 +92,26 @@ def _engine(
     kv_type: str,
     runner: Runner,
     report: Callable[[int, int], None] | None,
+    settle: Callable[[Callable[[], list[Problem]]], None],
 ) -> Engine:
-    """The text model's weights on the device, and an engine for them."""
+    """The text model's weights on the device, its kernels chosen, and an engine for them."""
     if report:
         report(0, weight_bytes(file))  # the clock of a progress bar starts before the first tensor is there
     model = TextModel.load(file, device, activations=activations, progress=report)
     try:
-        return Engine(model, ctx_size, kv_type=kv_type, runner=runner)
+        engine = Engine(model, ctx_size, kv_type=kv_type, runner=runner)
+        settle(lambda: rehearse(model, engine.buckets, ctx_size, kv_type))
+        return engine
     except BaseException:
         model.free()
         raise
+
+
+def _settler(
+    device: Device, mode: str, report: Callable[[int, int], None] | None
+) -> Callable[[Callable[[], list[Problem]]], None]:
+    """Chooses the kernels of one part of a model, before it records its first plan."""
+    return lambda problems: tuner.settle(device, mode, problems, report)
 
 
 def _fetcher(
@@ -123,6 +137,12 @@ def _activations(wanted: str) -> str:
     if wanted not in ("auto", "f32", "q8"):
         raise InvalidRequest(f"activations is {wanted!r}, but must be auto, f32 or q8")
     return env.get("QWEN3OMNI_ACTIVATIONS") if wanted == "auto" else wanted
+
+
+def _tuning(wanted: str) -> str:
+    if wanted not in ("auto", "on", "off"):
+        raise InvalidRequest(f"tune is {wanted!r}, but must be auto, on or off")
+    return env.get("QWEN3OMNI_TUNE") if wanted == "auto" else wanted
 
 
 def context_size(wanted: int | None, limit: int) -> int:

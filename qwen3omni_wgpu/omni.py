@@ -73,6 +73,7 @@ class Omni:
         offline: bool = False,
         allow_urls: bool = False,
         lazy: bool = False,
+        tune: Literal["auto", "on", "off"] = "auto",
         progress: Callable[[Progress], None] | None = None,
     ) -> "Omni":
         """Load a model onto the GPU: the thinker now, other parts when they are first needed.
@@ -87,6 +88,8 @@ class Omni:
         activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16" or "f32".
         tokenizer_file: a tokenizer.json instead of the model's own. progress: called with bytes loaded.
         lazy: load nothing yet; `say` needs no thinker at all.
+        tune: kernels are chosen by what is fastest on this device ("auto": measured for a few seconds at the first load
+        on a GPU, "on": all of them, on any adapter) or by fixed rules ("off"). "auto" follows QWEN3OMNI_TUNE.
         allow_urls: media may be named by http, https and data: addresses, too, not only by files of this machine.
         Raises ModelNotFound, InvalidModelFile, UnsupportedModel, UnsupportedDevice, OutOfDeviceMemory, InvalidRequest.
         """
@@ -105,6 +108,7 @@ class Omni:
             tokenizer_file=tokenizer_file,
             offline=offline,
             lazy=lazy,
+            tune=tune,
             progress=progress,
         )
         access = Access(urls=allow_urls, data_uris=allow_urls)

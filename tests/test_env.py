@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
     ("QWEN3OMNI_SHADERS", "x", Path("x")),
     ("QWEN3OMNI_UPLOAD", None, "auto"),
     ("QWEN3OMNI_ACTIVATIONS", "q8", "q8"),
+    ("QWEN3OMNI_TUNE", None, "auto"),
+    ("QWEN3OMNI_TUNE", "on", "on"),
 ])  # fmt: skip
 def test_values(monkeypatch, name, text, value):
     if text is None:
@@ -40,6 +42,7 @@ def test_values(monkeypatch, name, text, value):
     ("QWEN3OMNI_CHECKED", "yes"),
     ("QWEN3OMNI_UPLOAD", "fast"),
     ("QWEN3OMNI_ACTIVATIONS", "f16"),
+    ("QWEN3OMNI_TUNE", "1"),
 ])  # fmt: skip
 def test_a_bad_value_is_named(monkeypatch, name, text):
     monkeypatch.setenv(name, text)

@@ -73,6 +73,7 @@ def opened(common: Common, **arguments: Any) -> "Iterator[Omni]":
             tokenizer_file=common.tokenizer_file,
             kv_type=common.kv_type or "f16",
             progress=bar.show,
+            **({"tune": "off"} if common.no_tune else {}),
             **arguments,
         )
     with omni:
@@ -153,6 +154,7 @@ PHASES = {
     "prefill": "reading the prompt",
     "quantize": "writing",
     "pull": "downloading",
+    "tune": "tuning kernels",
     "audio": "listening",
     "vision": "looking",
 }
@@ -214,6 +216,7 @@ class Bar:
         self.close()
         columns: dict[str, list[Any]] = {
             "prefill": [MofNCompleteColumn()],
+            "tune": [MofNCompleteColumn()],
             "audio": [TaskProgressColumn(), TimeRemainingColumn()],
             "vision": [TaskProgressColumn(), TimeRemainingColumn()],
         }

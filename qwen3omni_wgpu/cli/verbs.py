@@ -126,6 +126,9 @@ class Common:
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="keys and values in the cache: f16 (default) or f32")
     ] = None
+    no_tune: Annotated[
+        bool, typer.Option("--no-tune", help="kernels by fixed rules, not by what was measured on this device")
+    ] = False
     offline: Annotated[bool, typer.Option("--offline", help="take hub ids from the local cache only")] = False
     json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing on stderr but errors")] = False
