@@ -1,0 +1,124 @@
+"""Host time of a decoded token: encoding and submitting the 30B thinker's true plans, without its weights.
+
+    python bench/host.py [--device NAME] [-r 50] [--activations q8]
+
+The plans have the true dimensions, layers and grids. The weights are small buffers, one for each tensor, as the driver
+and wgpu follow buffers, not bytes; the token count in the plans' state is 0, so that every kernel that computes leaves
+at once and nothing beyond those buffers is read. Kernels are chosen as for a GPU.
+
+Times are CPU times of the submitting thread, medians and the best: a software adapter executes dispatches in threads of
+its own, so they are not in it, and neither is what other programs do. "encode" is recording and finishing the command
+buffer; writing a token's inputs, and submitting a last plan with the read-back of a token, are given beside it.
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from qwen3omni_wgpu.engine import Engine
+from qwen3omni_wgpu.gpu import Device, Part, Plan, Storage, Tensor, nbytes_of
+from qwen3omni_wgpu.gpu.plan import encode_plans
+from qwen3omni_wgpu.models.config import TextConfig, tensor_shapes
+from qwen3omni_wgpu.models.text import TOGETHER, TextModel
+
+# Source: config.json of Qwen3-Omni-30B-A3B, thinker_config.text_config.
+THINKER = TextConfig(
+    architecture="qwen3vlmoe", n_layers=48, dim=2048, n_heads=32, n_kv_heads=4, head_dim=128, ffn_dim=0,
+    vocab_size=152064, norm_eps=1e-6, rope_theta=1e6, rope_dim=128, rope_style="neox", rope_scale=1.0,
+    mrope_sections=(24, 20, 20), qk_norm=True, n_experts=128, n_experts_used=8, expert_dim=768, norm_topk=True,
+    context_length=65536, tied_head=False,
+)  # fmt: skip
+HOLLOW = 4096  # bytes of a weight's buffer
+CTX = 512
+
+
+def hollow(device: Device, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight of the true shape with next to no memory behind it."""
+    dtype = "f32" if len(shape) == 1 or "ffn_gate_inp" in name else "q8_0"
+    size = nbytes_of(shape, dtype)
+    storage = Storage(size, name, device.create_buffer(min(size, HOLLOW), name))
+    return Tensor(device, shape, dtype, [Part(storage, 0, size, 0, shape[0])], name)
+
+
+def thinker(device: Device, activations: str) -> TextModel:
+    """The model as it lies on a device after loading: matrices of one input joined."""
+    c, shapes = THINKER, tensor_shapes(THINKER)
+    apart = [f".{name}.weight" for name in TOGETHER["attn_qkv"]]
+    norms = ("attn_q_norm.weight", "attn_k_norm.weight")
+    kept = {name: shape for name, shape in shapes.items() if not name.endswith((*apart, *norms))}
+    width = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+    kept |= {f"blk.{i}.attn_qkv.weight": (width, c.dim) for i in range(c.n_layers)}
+    weights = {name: hollow(device, name, shape) for name, shape in kept.items()}
+    norm = [Tensor.from_numpy(device, np.ones(2 * c.head_dim, np.float32), "qk norm") for _ in range(c.n_layers)]
+    freqs = Tensor.from_numpy(device, np.ones(c.head_dim // 2, np.float32), "rope freqs")
+    return TextModel(device, c, weights, norm, freqs, activations)
+
+
+def timed(once: Callable[[], object]) -> float:
+    """CPU milliseconds of this thread."""
+    start = time.thread_time()
+    once()
+    return 1e3 * (time.thread_time() - start)
+
+
+def token(device: Device, plans: list[Plan]) -> dict[str, float]:
+    """Milliseconds for one token's dispatches."""
+    device.wait()
+    commands = []
+    encode = timed(lambda: commands.extend(encode_plans(device, plans, ())))
+    assert len(commands) == 1
+    return {"encode_ms": encode, "submit_ms": timed(lambda: device.submit(commands))}
+
+
+def around(engine: Engine, plan: Plan) -> dict[str, float]:
+    """Milliseconds to write what changes from token to token, and to submit the last plan and take its token."""
+    engine.device.wait()
+    write = timed(lambda: engine._in.write_next(0, np.zeros(3, np.float32)))
+    engine.device.wait()
+    return {"inputs_ms": write, "read_ms": timed(lambda: engine._reads[0, False].submit([plan]).result())}
+
+
+def runs(repeat: int, once: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
+    """The first three, which fill caches, are left out."""
+    return [once() for _ in range(repeat + 3)][3:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="part of an adapter's name; default: the best GPU")
+    parser.add_argument("-r", "--repeat", type=int, default=50)
+    parser.add_argument("--activations", choices=("f32", "q8"), default="q8")
+    arguments = parser.parse_args()
+    with Device.open(arguments.device) as device:
+        info = device.info
+        device.info = dataclasses.replace(info, kind="integrated" if info.software else info.kind)
+        engine = Engine(thinker(device, arguments.activations), CTX)
+        start = time.perf_counter()
+        plans = [engine._forward_plan(1, "last"), engine._sample_plan(0, False)]
+        recorded = time.perf_counter() - start
+        device.info = info
+        engine._in.state.write(np.zeros(2, np.uint32))
+        found = runs(arguments.repeat, lambda: token(device, plans))
+        beside = runs(10, lambda: around(engine, plans[1]))
+        dispatches = sum(len(plan.steps) for plan in plans)
+        host = [sum(run.values()) for run in found]
+        print(f"{info}: {dispatches} dispatches a token, recorded once in {recorded:.1f} s")
+        row = {"device": str(info), "activations": arguments.activations, "dispatches": dispatches}
+        times = {"host_ms": host} | {key: [run[key] for run in some] for some in (found, beside) for key in some[0]}
+        for key, values in times.items():
+            row |= {key: round(statistics.median(values), 4), f"best_{key}": round(min(values), 4)}
+            print(f"  {key:10} {row[key]:.3f} (best {row[f'best_{key}']:.3f})")
+        print(f"  {1e3 * statistics.median(host) / dispatches:.2f} us a dispatch")
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
