@@ -18,8 +18,10 @@ from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
+from .models.rehearse import rehearse
 from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
+from .ops.choice import Problem
 from .runner import Runner
 from .sampler import GenerationConfig, Sampler
 from .step_inputs import StepInputs
@@ -87,6 +89,10 @@ class Engine:
         self._options = Tensor.empty(self.device, (4,), "f32", "penalties")
         self._plans: dict[Any, Plan] = {}
         self._reads: dict[Any, ReadBack] = {}
+
+    def rehearse(self) -> list[Problem]:
+        """What text will ask of the device, before the first plan is recorded (tuner.py)."""
+        return rehearse(self.model, self._cache, self.buckets)
 
     # The KV cache -------------------------------------------------------------------------------------------------
 

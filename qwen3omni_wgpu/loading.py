@@ -14,7 +14,6 @@ from qwen3omni_wgpu.gpu import Device
 from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.locate import hub_id, locate, type_in_name
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
-from qwen3omni_wgpu.models.rehearse import rehearse
 from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.ops.choice import Problem
 from qwen3omni_wgpu.resident import Resident
@@ -100,7 +99,7 @@ def _engine(
     model = TextModel.load(file, device, activations=activations, progress=report)
     try:
         engine = Engine(model, ctx_size, kv_type=kv_type, runner=runner)
-        settle(lambda: rehearse(model, engine.buckets, ctx_size, kv_type))
+        settle(engine.rehearse)
         return engine
     except BaseException:
         model.free()
