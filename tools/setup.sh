@@ -44,6 +44,12 @@ need_vulkan() {
   apt_install "no Vulkan driver found (looked for $1)" libvulkan1 mesa-vulkan-drivers
 }
 
+# need_compiler: for the stand-in Vulkan loader that the instruction report is made with.
+need_compiler() {
+  command -v cc >/dev/null && printf '#include <vulkan/vulkan.h>\n#include <dlfcn.h>\n' | cc -E - >/dev/null 2>&1 && return 0
+  apt_install "no C compiler with Vulkan's headers found" gcc libc6-dev libvulkan-dev
+}
+
 find_python() {
   local name
   for name in python3 python3.14 python3.13 python3.12 python3.11; do
