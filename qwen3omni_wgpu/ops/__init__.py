@@ -12,6 +12,7 @@ from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, q
 from .moe import moe_combine, moe_gate
 from .moe_experts import moe_down, moe_swiglu
 from .moe_route import moe_route
+from .moe_sort import moe_sort
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_qkv
 from .rope_attention import rope_attention
@@ -49,6 +50,7 @@ __all__ = [
     "moe_gate",
     "moe_matmul",
     "moe_route",
+    "moe_sort",
     "moe_swiglu",
     "penalize",
     "quantize_q8",

@@ -16,6 +16,7 @@ from ..reference.norm import rms_norm
 from .elementwise import add, swiglu_joined
 from .fused import Norm, expect_around, fits, fused_into, normed
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
+from .tiled import grouped_into, grouping, tiled_grid, tiled_params
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
 # What a matmul may apply to its outputs before it writes them, and the twin. Their slope is 1.13 at most.
@@ -125,6 +126,8 @@ def _matmul_into(
             "TOKENS": variant.tokens,
             "WG": variant.workgroup,
         }
+    if variant.shader == "matmul":
+        params |= {"EXPERTS": False, "GATED": False, "UPS": width, **tiled_params(variant, packed, w.dtype, d)}
     kernel = Kernel.of(f"{variant.shader}.wgsl", **params)
     first = len(plan.steps)
     for part in w.parts:
@@ -249,10 +252,24 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
     shared = x.shape[0] == n and k > 1
     require("moe_matmul", x.shape[0] in (n, n * k), f"{x.name} has {x.shape[0]} rows for {n} tokens, {k} experts each")
     require("moe_matmul", d % 32 == 0, f"{w.name} has rows of {d}, not a multiple of 32")
-    variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d), tokens=1)
     y = plan.empty((n * k, f), "f32", f"{w.name}.out")
     packed = is_packed(plan, w)
-    inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,)), plan.state, ids]
+    inputs = [*(quantize_q8(plan, x, 1 if shared else k) if packed else (x,))]
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+        ids = ids[:n_tokens]
+        x = x if shared else x.reshape(-1, k, d)
+        x = reference.quantize_dequantize_q8(x[: len(ids)]) if packed else x[: len(ids)]
+        return [reference.moe_matmul(x, w, ids)]
+
+    tolerance = TOLERANCE_Q8 if packed else TOLERANCE
+    many = variant or grouping(plan, w, n * k, e)
+    if many.shader == "matmul":
+        grouped_into(plan, "moe_matmul", inputs, w, ids, y, many, per_x=k if shared else 1)
+        plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))
+        return y
+    variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d), tokens=1)
+    inputs += [plan.state, ids]
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "EXPERTS": True}
     params |= {"BIAS": False, "ACT": "none"}
     params |= {"GLU": False, "TOKENS": 1, "LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
@@ -274,22 +291,16 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
             flops=2 * n * k * f * d * experts // e,
         )
 
-    def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
-        ids = ids[:n_tokens]
-        x = x if shared else x.reshape(-1, k, d)
-        x = reference.quantize_dequantize_q8(x[: len(ids)]) if packed else x[: len(ids)]
-        return [reference.moe_matmul(x, w, ids)]
-
-    plan.check(twin, [x, w, ids], [y], TOLERANCE_Q8 if packed else TOLERANCE, steps=len(w.parts))
+    plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))
     return y
 
 
 def _grid(plan: Plan, variant: Variant, rows: int, n: int, glu: bool = False) -> tuple[int, int, int]:
-    if glu:  # a thread's or a tile's rows are half gates, half ups
-        pairs = variant.rows // 2 if variant.shader == "matvec" else 32
-        rows = math.ceil(rows / 2 / pairs) * pairs * 2
     if variant.shader == "matmul":
-        return math.ceil(rows / 64), math.ceil(n / 64), 1
+        return tiled_grid(variant, rows // 2 if glu else rows, n, glu)
+    if glu:  # a thread's rows are half gates, half ups
+        pairs = variant.rows // 2
+        rows = math.ceil(rows / 2 / pairs) * pairs * 2
     groups = math.ceil(rows / (variant.workgroup // variant.lanes * variant.rows))
     limit = plan.device.limits["max-compute-workgroups-per-dimension"]
     return min(groups, limit), math.ceil(n / variant.tokens), math.ceil(groups / limit)

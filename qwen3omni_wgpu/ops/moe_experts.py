@@ -16,6 +16,8 @@ from .fused import MOST_TOKENS, fits, fused_into, workgroup_bytes
 from .guard import WEIGHTS, expect, require
 from .matmul import moe_matmul
 from .moe import moe_combine
+from .moe_grouped import grouped_swiglu
+from .tiled import grouping
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
 
@@ -25,7 +27,8 @@ def moe_swiglu(
     """silu(x Gate_e^T) * (x Up_e^T) of the experts chosen for each token: x [N, D], ids uint32 [N, K] -> [N * K, F].
 
     weights: Gate and Up [E, F, D] of all experts, two tensors, or one [2 E, F, D] with all gates first. One dispatch
-    for one or two tokens where they are one tensor that a binding can show; else two of moe_matmul and one of swiglu.
+    for one or two tokens where they are one tensor that a binding can show; else two of moe_matmul and one of swiglu,
+    or two or three that go through the tokens expert by expert (moe_grouped.py).
     """
     op = "moe_swiglu"
     for w in weights:
@@ -37,6 +40,10 @@ def moe_swiglu(
     require(op, d % 32 == 0, f"{weights[0].name} has rows of {d}, not a multiple of 32")
     w, e = weights[0], sum(w.shape[0] for w in weights) // 2
     require(op, sum(w.shape[0] for w in weights) == 2 * e, f"{w.name} {list(w.shape)} is not as many gates as ups")
+    if n > MOST_TOKENS and (many := variant or grouping(plan, w, n * k, e)).shader == "matmul":
+        if len(weights) == 1 and len(w.parts) > 1:
+            weights = (_slice(plan, w, 0, e), _slice(plan, w, e, 2 * e))
+        return grouped_swiglu(plan, x, weights, ids, many)
     if len(weights) > 1 or len(w.parts) > 1 or not fits(plan, x, weights, variant):
         halves = weights if len(weights) > 1 else (_slice(plan, w, 0, e), _slice(plan, w, e, 2 * e))
         gate, up = (moe_matmul(plan, x, half, ids) for half in halves)

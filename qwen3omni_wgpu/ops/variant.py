@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..gpu import Device, Plan, Tensor
+from . import tiles
 from .choice import Problem, candidates_for, choose
 from .guard import QUANTISED
 
@@ -20,7 +21,10 @@ SMALL = 1 << 17
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a matmul: shader, threads a row, rows and tokens a thread, threads a workgroup."""
+    """One way to run a matmul: shader, threads a row, rows and tokens a thread, threads a workgroup.
+
+    In tiles ("matmul") `lanes` threads lie side by side along the rows, and the others along the tokens.
+    """
 
     shader: str  # "matvec", "matmul" or "fused_matvec"
     lanes: int = 1
@@ -40,8 +44,6 @@ def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> V
         most = 4 if f * d <= SMALL else 8
         tokens = min(most, 1 << (n - 1).bit_length())
         return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
-    if n > 8 and not experts:
-        return Variant("matmul", workgroup=256)
     blocks = -(-d // 32)
     lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
     tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
@@ -51,6 +53,8 @@ def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> V
 @candidates_for("matmul")
 def _for_matmul(device: Device, problem: Problem) -> list[Variant]:
     n, f, d = problem["n"], problem["f"], problem["d"]
+    if n > 8 and not device.info.software:
+        return [Variant("matmul", *size) for size in tiles.dense(device, problem)]
     return _and_others(_by_rule(device, n, f, d), device, d)
 
 

@@ -31,3 +31,24 @@ def moe_gate(logits: np.ndarray, k: int, renormalise: bool, always: int = 0) -> 
 def moe_combine(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sum of the chosen experts' outputs: y [N, K, D], weights [N, K] -> [N, D]."""
     return np.einsum("nkd,nk->nd", y, weights)
+
+
+NONE = 0xFFFFFFFF  # no slot, no expert
+
+
+def moe_sort(ids: np.ndarray, e: int, tile: int, tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots t * K + k of ids [N, K] by expert, in tiles: (slots uint32 [tiles, tile], experts uint32 [tiles]).
+
+    A tile's slots are of one expert and rise; NONE where there is no slot or no expert.
+    """
+    slots = np.full((tiles, tile), NONE, np.uint32)
+    experts = np.full(tiles, NONE, np.uint32)
+    at = 0
+    for expert in range(e):
+        found = np.flatnonzero(ids.reshape(-1) == expert)
+        for start in range(0, len(found), tile):
+            piece = found[start : start + tile]
+            slots[at, : len(piece)] = piece
+            experts[at] = expert
+            at += 1
+    return slots, experts

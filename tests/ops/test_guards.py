@@ -52,6 +52,10 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.matmul(p, t("h", 1, 64), t("w", 8, 64), residual=t("x", 1, 8), out=t("y", 1, 8)),
          "matmul: a result with a residual goes to a tensor of its own"),
     ],
+    "moe_sort": [
+        (lambda p, t: ops.moe_sort(p, t("ids", 3, 2), 8, 16), "moe_sort: ids is f32 [3, 2], expected u32 [any, any]"),
+        (lambda p, t: ops.moe_sort(p, t("ids", 3, 2, dtype="u32"), 8, 0), "moe_sort: tiles of 0 slots for 8 experts"),
+    ],
     "moe_matmul": [
         (lambda p, t: ops.moe_matmul(p, t("h", 3, 64), t("exps", 4, 64), t("ids", 3, 2, dtype="u32")),
          "moe_matmul: exps is f32 [4, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [any, any, any]"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor, nbytes_of
-from qwen3omni_wgpu.ops.cases import AFTER, BUILDERS, QUANTISED, TILES, TYPES, VARIANTS
+from qwen3omni_wgpu.ops.cases import AFTER, BUILDERS, GROUPED, QUANTISED, TILES, TYPES, VARIANTS
 from qwen3omni_wgpu.reference import attention as attention_twin
 from qwen3omni_wgpu.reference import elementwise as elementwise_twin
 from qwen3omni_wgpu.reference import moe as moe_twin
@@ -71,7 +71,8 @@ def moe_matmuls(draw: st.DrawFn) -> dict[str, Any]:
     act = draw(st.sampled_from(("f32", "q8")))
     kind = draw(st.sampled_from(QUANTISED if act == "q8" else TYPES))
     shapes = {"n": draw(some(1, 5)), "k": k, "e": e, "f": draw(some(1, 40)), "d": draw(blocks(4))}
-    return {"type": kind, **shapes, "shared": draw(st.booleans()), "act": act}
+    variant = draw(st.sampled_from((None, *GROUPED)))
+    return {"type": kind, **shapes, "shared": draw(st.booleans()), "act": act, "variant": variant}
 
 
 @st.composite
@@ -101,6 +102,14 @@ def moe_routes(draw: st.DrawFn) -> dict[str, Any]:
     norm = draw(st.booleans())
     flags = {"renormalise": draw(st.booleans()), "norm": norm, "always": 2 if norm else 0}
     return {"type": draw(st.sampled_from(("f32", "q8_0"))), **shapes, **flags}
+
+
+@st.composite
+def moe_sorts(draw: st.DrawFn) -> dict[str, Any]:
+    # Each set of sizes is a kernel of its own, if a small one.
+    e = draw(st.sampled_from((1, 5, 40, 300)))
+    n = draw(some(1, 70))
+    return {"n": n, "k": draw(some(1, min(e, 9))), "e": e, "tile": draw(some(1, 9)), "used": draw(some(1, n))}
 
 
 @st.composite
@@ -255,6 +264,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "moe_swiglu": moe_swiglus(),
     "moe_down": moe_downs(),
     "moe_route": moe_routes(),
+    "moe_sort": moe_sorts(),
     "quantize_q8": rows(9, blocks(20)),
     "embed": st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES), "n": some(1, 9), "v": some(1, 70), "d": blocks(40)},
@@ -304,7 +314,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
 UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "rope_attention", "embed_code")
-UNPADDED += ("carry_rows", "shift_rows")  # as with rope_qkv
+UNPADDED += ("carry_rows", "shift_rows", "moe_sort")  # as with rope_qkv
 PADDED = tuple(op for op in PARAMS if op not in UNPADDED)
 
 

@@ -11,14 +11,17 @@ from ..matmul import moe_matmul
 from ..moe import moe_combine, moe_gate
 from ..moe_experts import moe_down, moe_swiglu
 from ..moe_route import moe_route
+from ..moe_sort import moe_sort
 from .case import Builder, Case, case
 from .make import (
     FUSED,
+    GROUPED,
     VARIANTS,
     Rng,
     expert_ids,
     norm_of,
     normal,
+    set_state,
     uploaded,
     variant_of,
     weight,
@@ -77,11 +80,18 @@ def _moe_combine(plan: Plan, rng: Rng, n: int, k: int, d: int) -> list[Tensor]:
     return [moe_combine(plan, normal(plan, rng, n * k, d), weights)]
 
 
+def _moe_sort(plan: Plan, rng: Rng, n: int, k: int, e: int, tile: int, used: int | None = None) -> list[Tensor]:
+    if used is not None:
+        set_state(plan, 0, used)
+    return list(moe_sort(plan, expert_ids(plan, rng, n, k, e), e, tile))
+
+
 BUILDERS: dict[str, Builder] = {
     "moe_matmul": _moe_matmul,
     "moe_swiglu": _moe_swiglu,
     "moe_down": _moe_down,
     "moe_route": _moe_route,
+    "moe_sort": _moe_sort,
     "moe_gate": _moe_gate,
     "moe_combine": _moe_combine,
 }
@@ -112,6 +122,19 @@ CASES: tuple[Case, ...] = (
     case("moe_down", type="q8_0", n=5, k=2, e=8, f=32, d=64, act="q8", residual=True),
     *(case("moe_down", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a, residual=True) for a in ("f32", "q8")),
     *(case("moe_down", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
+    *(case("moe_sort", n=n, k=k, e=e, tile=tile, used=used)
+      for n, k, e, tile, used in ((1, 1, 1, 1, None), (5, 3, 8, 4, None), (40, 2, 7, 16, 13), (300, 8, 128, 32, None),
+                                  (9, 6, 300, 8, None))),
+    *(case("moe_matmul", type=t, n=n, k=3, e=8, f=75, d=d, shared=shared, act=a, variant=v)
+      for t, a, v in (("q8_0", "q8", GROUPED[0]), ("q4_0", "q8", GROUPED[1]), ("q8_0", "f32", GROUPED[1]),
+                      ("f16", "f32", GROUPED[0]))
+      for n, d, shared in ((21, 128, True), (7, 96, False))),
+    *(case("moe_swiglu", type="q8_0", n=n, k=3, e=8, f=f, d=d, act=a, apart=p, variant=GROUPED[1])
+      for n, f, d, a, p in ((13, 32, 128, "q8", False), (6, 75, 96, "f32", False), (9, 75, 128, "q8", True))),
+    *(case("moe_swiglu", True, type="q8_0", n=n, k=8, e=128, f=768, d=2048, act=a)
+      for n in (128, 512) for a in ("f32", "q8")),
+    *(case("moe_matmul", True, type="q8_0", n=n, k=8, e=128, f=2048, d=768, shared=False, act=a)
+      for n in (128, 512) for a in ("f32", "q8")),
     *(case("moe_route", type="f32", n=n, e=128, k=k, d=d, norm=True, always=a)
       for n, k, d, a in ((1, 6, 1024, 2), (2, 8, 2048, 0), (5, 6, 96, 2))),
     *(case("moe_route", type=t, n=2, e=e, k=k, d=d, renormalise=r, norm=no)

@@ -25,7 +25,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"shader": "matvec", "lanes": 8, "rows": 2, "tokens": 4, "workgroup": 64},
     {"shader": "matvec", "lanes": 32, "rows": 1, "tokens": 2, "workgroup": 64},
     {"shader": "matvec", "lanes": 16, "rows": 2, "tokens": 8, "workgroup": 64},
-    {"shader": "matmul", "workgroup": 256},
+    {"shader": "matmul", "lanes": 16, "rows": 4, "tokens": 4, "workgroup": 256},
+)
+# Tiles of token slots that have one expert in common.
+GROUPED: tuple[dict[str, Any], ...] = (
+    {"shader": "matmul", "lanes": 16, "rows": 4, "tokens": 4, "workgroup": 128},
+    {"shader": "matmul", "lanes": 16, "rows": 4, "tokens": 2, "workgroup": 64},
 )
 FUSED: tuple[dict[str, Any], ...] = (
     {"shader": "fused_matvec", "lanes": 1, "rows": 4, "tokens": 2, "workgroup": 8, "wide": True},
