@@ -57,6 +57,16 @@ def _moe_matmul(problem: Problem, limits: Limits) -> Case:
     return case("moe_matmul", type=dtype, n=n, k=k, e=e, f=f, d=d, shared=k > 1, act=_activations(problem))
 
 
+def _moe_grouped(problem: Problem, limits: Limits) -> Case:
+    """n counts the slots of all tokens. All experts are kept: how many slots each has is what decides."""
+    e, f, d, dtype = problem["e"], problem["f"], problem["d"], problem["type"]
+    k = min(_chosen(problem["n"]), e)
+    n = limits.tokens(problem["n"] // k)
+    f = min(f, CHECKED_ROWS) if limits.small else min(f, max(64, TIMED_BYTES // nbytes_of((e, d), dtype)))
+    e = min(e, 2 * k) if limits.small else e
+    return case("moe_matmul", type=dtype, n=n, k=k, e=e, f=f, d=d, shared=k > 1, act=_activations(problem))
+
+
 def _moe_swiglu(problem: Problem, limits: Limits) -> Case:
     """f counts the gates and ups of all K experts."""
     d, dtype = problem["d"], problem["type"]
@@ -91,6 +101,7 @@ PROBLEMS: dict[str, Maker] = {
     "matmul": _matmul,
     "fused": _fused,
     "moe_matmul": _moe_matmul,
+    "moe_grouped": _moe_grouped,
     "moe_swiglu": _moe_swiglu,
     "moe_down": _moe_down,
 }
