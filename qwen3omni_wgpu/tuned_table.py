@@ -62,18 +62,18 @@ class Table:
         """As `Device.tuned` wants them."""
         return {key: entry.choice for key, entry in self.entries.items()}
 
-    def _stored(self) -> dict[str, Entry]:
+    def _stored(self, level: int = logging.WARNING) -> dict[str, Entry]:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError) as error:
-            _log.warning("the tuned kernels in %s cannot be read (%s); kernels are tuned anew", self.path, error)
+            _log.log(level, "the tuned kernels in %s cannot be read (%s); kernels are tuned anew", self.path, error)
             return {}
         try:
             return _entries(json.loads(text), self.identity)
         except (ValueError, RecursionError) as error:
-            _log.warning("the tuned kernels in %s are damaged (%s); kernels are tuned anew", self.path, error)
+            _log.log(level, "the tuned kernels in %s are damaged (%s); kernels are tuned anew", self.path, error)
             return {}
 
     def save(self) -> None:
@@ -81,7 +81,7 @@ class Table:
 
         A folder that cannot be written is a warning: the choices hold for this process then.
         """
-        entries = {**self._stored(), **self.entries}
+        entries = {**self._stored(logging.DEBUG), **self.entries}  # damage was reported when it was read
         document = {"format": FORMAT, **self.identity, "choices": {k: asdict(v) for k, v in sorted(entries.items())}}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,3 +167,18 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise ValueError("an entry with numbers that are none")
     return value
+
+
+def shown(choice: dict[str, Any]) -> str:
+    """In one line: `matvec lanes=16 rows=2`; what is switched off is left out."""
+    texts = [value for value in choice.values() if isinstance(value, str)]
+    return " ".join([*texts, *(f"{k}={v}" for k, v in choice.items() if v is not False and not isinstance(v, str))])
+
+
+def described(entry: Entry) -> str:
+    """The choice, its time, and what it gained."""
+    if not entry.seconds:
+        return f"{shown(entry.choice)}: not measured"
+    gained = f"{entry.rule_seconds / entry.seconds:.2f}x the rule's speed"
+    part = "" if entry.tried == entry.of else f", {entry.tried} of {entry.of} tried"
+    return f"{shown(entry.choice)}: {entry.seconds * 1e6:.1f} us, {gained}{part}"

@@ -19,7 +19,7 @@ from .gpu import Device, Plan, Stopwatch
 from .ops.cases.make import shared_inputs
 from .ops.cases.problems import PROBLEMS, checked_case, timed_case
 from .ops.choice import Problem, candidates, trying
-from .tuned_table import Entry, Table
+from .tuned_table import Entry, Table, described, shown
 
 _log = logging.getLogger(__name__)
 # What the first load of a model on a GPU may spend.
@@ -50,10 +50,11 @@ def settle(device: Device, mode: str, rehearse: Callable[[], Sequence[Problem]],
 
 
 def table_of(device: Device) -> Table:
-    """The device's table; what it holds counts from now on."""
+    """The device's table. What it holds counts from now on, but for what was answered already."""
     if _TABLE not in device.cache:
         device.cache[_TABLE] = Table.of(device)
-        device.tuned.update(device.cache[_TABLE].choices)
+        stored = device.cache[_TABLE].choices
+        device.tuned.update({key: choice for key, choice in stored.items() if key not in device.asked})
     return device.cache[_TABLE]
 
 
@@ -191,7 +192,7 @@ def _plan(device: Device, problem: Problem, choice: Any) -> Plan:
 def is_right(device: Device, problem: Problem, choice: Any) -> bool:
     """Whether the candidate computes what the op's twin does, on a small case of the problem's inner shapes."""
     try:
-        with trying(device, problem.op, choice):
+        with shared_inputs(device), trying(device, problem.op, choice):
             return checked_case(problem).run(device).ok
     except (DeviceLost, OutOfDeviceMemory):
         raise
@@ -202,16 +203,3 @@ def is_right(device: Device, problem: Problem, choice: Any) -> bool:
 
 def _over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() > deadline
-
-
-def shown(choice: dict[str, Any]) -> str:
-    """In one line: `matvec lanes=16 rows=2`; what is switched off is left out."""
-    texts = [value for value in choice.values() if isinstance(value, str)]
-    return " ".join([*texts, *(f"{k}={v}" for k, v in choice.items() if v is not False and not isinstance(v, str))])
-
-
-def described(entry: Entry) -> str:
-    """The choice, its time, and what it gained."""
-    gained = f", {entry.rule_seconds / entry.seconds:.2f}x the rule's speed" if entry.seconds else ""
-    part = "" if entry.tried == entry.of else f", {entry.tried} of {entry.of} tried"
-    return f"{shown(entry.choice)}: {entry.seconds * 1e6:.1f} us{gained}{part}"

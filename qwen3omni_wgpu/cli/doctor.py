@@ -12,9 +12,9 @@ import typer
 
 from qwen3omni_wgpu import __version__, env
 from qwen3omni_wgpu.cli.measure import copy_rate
-from qwen3omni_wgpu.cli.session import note, print_json, set_up_logging
+from qwen3omni_wgpu.cli.session import note, opened, print_json, set_up_logging
 from qwen3omni_wgpu.cli.verbs import Common, verb
-from qwen3omni_wgpu.errors import ModelNotFound, OmniError, UnsupportedDevice
+from qwen3omni_wgpu.errors import InvalidRequest, ModelNotFound, OmniError, UnsupportedDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +38,20 @@ class Check:
 def doctor(
     common: Common,
     quick: Annotated[bool, typer.Option("--quick", help="leave out the self-test of the ops")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="measure anew which kernels run the model (-m) fastest on this device")
+    ] = False,
 ) -> int:
-    """Adapter, driver, features, limits, memory speed and a self-test of every op: OK, WARN or FAIL with the fix."""
+    """Adapter, driver, features, limits, memory speed and a self-test of every op: OK, WARN or FAIL with the fix.
+
+    --tune instead of the self-test: every kernel of the model is chosen by measuring, which takes a minute or so.
+    """
+    if tune and common.no_tune:
+        raise InvalidRequest("--tune and --no-tune contradict each other; give one of them")
     set_up_logging(common)
     checks: list[Check] = []
     facts: dict[str, Any] = {"versions": _versions()}
-    for check in _all_checks(common, quick, facts):
+    for check in _all_checks(common, quick or tune, tune, facts):
         checks.append(check)
         if not common.json:
             fix = f"\n      fix: {check.fix}" if check.fix else ""
@@ -54,7 +62,7 @@ def doctor(
     return 1 if worst == "FAIL" else 0
 
 
-def _all_checks(common: Common, quick: bool, facts: dict[str, Any]) -> "Iterator[Check]":
+def _all_checks(common: Common, quick: bool, tune: bool, facts: dict[str, Any]) -> "Iterator[Check]":
     yield _python()
     yield from environment()
     yield from strix_halo(Path("/"))
@@ -72,6 +80,10 @@ def _all_checks(common: Common, quick: bool, facts: dict[str, Any]) -> "Iterator
         if not quick:
             note("running every op against its NumPy twin; this takes a while on a software adapter", common)
             yield from _self_test(device, facts)
+        yield _tuned(device, facts, anew=tune)
+    if tune:
+        note("measuring the kernels on the model's own shapes; this takes a while on a software adapter", common)
+        yield from _tune(common, facts)
 
 
 def _versions() -> dict[str, str]:
@@ -181,6 +193,43 @@ def _self_test(device: "Device", facts: dict[str, Any]) -> "Iterator[Check]":
             yield Check("FAIL", f"op {op}", f"{len(failures)} of {len(cases)} cases are wrong", fix)
         else:
             yield Check("OK", f"op {op}", text)
+
+
+# Kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _tuned(device: "Device", facts: dict[str, Any], anew: bool) -> Check:
+    """What is known of this device; with `anew` it is forgotten."""
+    from qwen3omni_wgpu.tuned_table import Table
+
+    table = Table.of(device)
+    facts["tuned"] = {"file": str(table.path)}
+    known = len(table.entries)
+    if anew:
+        table.forget()
+        return Check("OK", "tuned kernels", f"{known} choices are forgotten")
+    unused = ", not used: QWEN3OMNI_TUNE=off" if env.get("QWEN3OMNI_TUNE") == "off" else ""
+    found = f"{known} choices in {table.path}{unused}" if known else "none yet, fixed rules"
+    return Check("OK", "tuned kernels", found)
+
+
+def _tune(common: Common, facts: dict[str, Any]) -> "Iterator[Check]":
+    """Loads the model, tuning to the end; one line for each problem."""
+    from qwen3omni_wgpu.tuned_table import described
+    from qwen3omni_wgpu.tuner import table_of
+
+    try:
+        with opened(common, tune="on") as omni:
+            if "talker" in omni.parts:
+                omni.load("talker")
+            table = table_of(omni.device)
+    except OmniError as error:
+        yield Check("FAIL", "tuning", "the model could not be tuned", str(error))
+        return
+    facts["tuned"] |= {"choices": {key: asdict(entry) for key, entry in table.entries.items()}}
+    for key, entry in table.entries.items():
+        yield Check("OK", key, described(entry))
+    yield Check("OK", "tuning", f"{len(table.entries)} choices are kept in {table.path}")
 
 
 # The machine -----------------------------------------------------------------------------------------------------
