@@ -15,8 +15,7 @@ from qwen3omni_wgpu.inputs.tokenizer import Tokenizer
 from qwen3omni_wgpu.locate import hub_id, locate, type_in_name
 from qwen3omni_wgpu.models.config import text_config, weight_bytes
 from qwen3omni_wgpu.models.text import TextModel
-from qwen3omni_wgpu.ops.choice import Problem
-from qwen3omni_wgpu.resident import Resident
+from qwen3omni_wgpu.resident import Resident, Settle
 from qwen3omni_wgpu.runner import Runner
 
 DEFAULT_CONTEXT = 8192  # tokens; a model's own context length where that is smaller
@@ -68,6 +67,7 @@ def open_model(
             progress=report,
             activations=chosen,
             talker_context=tokens + TALKER_FRAMES,
+            settle=settle,
         )
         if not lazy:
             resident.engine()
@@ -91,7 +91,7 @@ def _engine(
     kv_type: str,
     runner: Runner,
     report: Callable[[int, int], None] | None,
-    settle: Callable[[Callable[[], list[Problem]]], None],
+    settle: Settle,
 ) -> Engine:
     """The text model's weights on the device, its kernels chosen, and an engine for them."""
     if report:
@@ -106,9 +106,7 @@ def _engine(
         raise
 
 
-def _settler(
-    device: Device, mode: str, report: Callable[[int, int], None] | None
-) -> Callable[[Callable[[], list[Problem]]], None]:
+def _settler(device: Device, mode: str, report: Callable[[int, int], None] | None) -> Settle:
     """Chooses the kernels of one part of a model, before it records its first plan."""
     return lambda problems: tuner.settle(device, mode, problems, report)
 

@@ -17,18 +17,21 @@ from .models.code2wav import Code2WavModel
 from .models.code_predictor import CodePredictorModel
 from .models.talker import TalkerConfig, TalkerModel
 from .models.vision import VisionModel
+from .ops.choice import Problem
 from .runner import Runner
 from .voice.code2wav import Vocoder
 from .voice.talker import Talker
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Settle = Callable[[Callable[[], list[Problem]]], None]
 TOWERS = ("audio", "vision")  # together they are the part "mmproj"
 
 
 class Resident:
     """Parts of one model on one device. `parts`: headers, opened when a part is first needed.
 
-    fetch: gets a part that is not on this machine yet, where the model came from a hub.
+    fetch: gets a part that is not on this machine yet, where the model came from a hub. settle: chooses the kernels of
+    a part before it records its first plan, given what says which problems it will ask.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Resident:
         progress: Progress | None = None,
         activations: str = "f32",
         talker_context: int = 4096,
+        settle: Settle | None = None,
     ):
         self.device = device
         self.parts = parts
@@ -50,6 +54,7 @@ class Resident:
         self._progress = progress
         self._activations = activations
         self._talker_context = talker_context
+        self._settle: Settle = settle or (lambda rehearse: None)
         self._engine: Engine | None = None
         self._towers: dict[str, Any] = {}
         self._voice: dict[str, Any] = {}
@@ -107,7 +112,9 @@ class Resident:
             file = self.part("talker")
             model = TalkerModel.load(file, self.device, self._activations, self._progress)
             predictor = CodePredictorModel.load(file, self.device, self._activations, self._progress)
-            self._voice["talker"] = Talker(model, predictor, self.runner, ctx_size=self._talker_context)
+            talker = Talker(model, predictor, self.runner, ctx_size=self._talker_context)
+            self._settle(talker.rehearse)
+            self._voice["talker"] = talker
         return self._voice["talker"]
 
     def vocoder(self) -> Vocoder:

@@ -81,6 +81,18 @@ def trying(device: Device, op: str, choice: Any) -> Iterator[None]:
         device.asked.update(asked)
 
 
+def asked_by(device: Device, record: Callable[[], object]) -> list[Problem]:
+    """The problems that `record` asks, each once. `device.asked` stays as it was."""
+    before = dict(device.asked)
+    device.asked.clear()
+    try:
+        record()
+        return list(device.asked.values())
+    finally:
+        device.asked.clear()
+        device.asked.update(before)
+
+
 def tunable() -> tuple[str, ...]:
     """The ops whose problems have candidates."""
     return tuple(_CANDIDATES)

@@ -19,6 +19,7 @@ from ..models.code_predictor import CodePredictorModel
 from ..models.talker import MOST_ROWS, PROJECTIONS, TalkerModel
 from ..models.text import KVCache, final_norm, forward, stream
 from ..ops.attention import most_keys
+from ..ops.choice import Problem, asked_by
 from ..runner import Runner
 from .settings import SpeechSettings
 
@@ -210,8 +211,15 @@ class Talker:
         """Code 0 from the logits, the other codes, their embeddings and the text through the talker, new logits."""
         if "frame" in self._plans:
             return self._plans["frame"]
-        c, inner = self.model.config, self.predictor.decoder
-        plan = Plan(self.model.device, "talker frame", self._one, inner.activations)
+        plan = Plan(self.model.device, "talker frame", self._one, self.predictor.decoder.activations)
+        self.residual_logits = self._record_frame(plan)
+        self._plans["frame"] = plan.finish(keep=self.residual_logits)
+        self._reads["frame"] = ReadBack(self.model.device, [self._codes])
+        return plan
+
+    def _record_frame(self, plan: Plan) -> list[Tensor]:
+        """The code predictor's logits, G - 1 times [1, V]."""
+        c, found = self.model.config, []
         range_out = (c.codes, c.decoder.vocab_size)
         code = ops.sample(
             plan, self._logits, self._uniform, self._first_settings,
@@ -221,15 +229,13 @@ class Talker:
         for group, (place, table) in enumerate(zip(self._places, self.predictor.tables, strict=True), 1):
             plan.state = place.state
             values = code_predictor.logits(plan, self.predictor, group, x, place.positions, self._codes_cache)
-            self.residual_logits.append(values)
+            found.append(values)
             code = ops.sample(plan, values, self._uniform, self._settings, draw=group, codes=self._codes, at=group)
             x = ops.embed_code(plan, table, code, self._total)
         plan.state, plan.activations = self._place.state, self.model.decoder.activations
         x = stream(plan, self.model.decoder, self._total, self._place.positions.first(1), self._cache)
         self._finish_forward(plan, ops.rms_norm(plan, x, *final_norm(self.model.decoder)))
-        self._plans["frame"] = plan.finish(keep=self.residual_logits)
-        self._reads["frame"] = ReadBack(self.model.device, [self._codes])
-        return plan
+        return found
 
     def _finish_forward(self, plan: Plan, h: Tensor) -> None:
         """The last row's hidden state [1, D] and logits to where the next frame finds them."""
@@ -244,13 +250,29 @@ class Talker:
     def _prefill(self, bucket: int, last: bool) -> Plan:
         key = (bucket, last)
         if key not in self._plans:
-            decoder = self.model.decoder
-            plan = Plan(self.model.device, f"talker prefill {bucket}", self._place.state, decoder.activations)
-            h = forward(plan, decoder, self._rows.first(bucket), self._place.positions.first(bucket), self._cache)
-            if last:
-                self._finish_forward(plan, ops.select_row(plan, h) if bucket > 1 else h)
+            name, decoder = f"talker prefill {bucket}", self.model.decoder
+            plan = Plan(self.model.device, name, self._place.state, decoder.activations)
+            self._record_prefill(plan, bucket, last)
             self._plans[key] = plan.finish()
         return self._plans[key]
+
+    def _record_prefill(self, plan: Plan, bucket: int, last: bool) -> None:
+        rows, positions = self._rows.first(bucket), self._place.positions.first(bucket)
+        h = forward(plan, self.model.decoder, rows, positions, self._cache)
+        if last:
+            self._finish_forward(plan, ops.select_row(plan, h) if bucket > 1 else h)
+
+    def rehearse(self) -> list[Problem]:
+        """What frames and prompts will ask of the device, before the first plan is recorded (tuner.py)."""
+        device = self.model.device
+
+        def record() -> None:
+            self._record_frame(Plan(device, "rehearsal", self._one, self.predictor.decoder.activations, dry=True))
+            for bucket in BUCKETS:
+                plan = Plan(device, "rehearsal", self._place.state, self.model.decoder.activations, dry=True)
+                self._record_prefill(plan, bucket, last=True)
+
+        return asked_by(device, record)
 
     def _project(self, name: str, x: np.ndarray) -> np.ndarray:
         c = self.model.config

@@ -14,6 +14,8 @@ TIMED_BYTES = 32 << 20
 # Tokens and rows of a case that is checked: full of borders, and its twin takes no time.
 CHECKED_TOKENS = 37
 CHECKED_ROWS = 148
+# Keys of attention: where a long answer is, and as few as have borders.
+TIMED_KEYS, CHECKED_KEYS = 4096, 333
 
 # A problem and how many rows and tokens of it may be used -> the op's case.
 Maker = Callable[[Problem, "Limits"], Case]
@@ -88,6 +90,14 @@ def _moe_down(problem: Problem, limits: Limits) -> Case:
     return case("moe_down", type=dtype, n=problem["n"], k=k, e=e, f=f, d=d, act=act, residual=True)
 
 
+def _attention(problem: Problem, limits: Limits) -> Case:
+    """rows: of the cache, which is nearly full."""
+    n = limits.tokens(problem["n"])
+    past = max(0, min(problem["rows"], CHECKED_KEYS if limits.small else TIMED_KEYS) - n - 5)
+    shape = {"heads": problem["heads"], "kv": problem["kv"], "hd": problem["hd"], "cache": problem["type"]}
+    return case("attention", n=n, past=past, window=problem["window"], **shape)
+
+
 def _chosen(total: int) -> int:
     """Experts a token, where the problem does not say: the most usual number that divides a count of theirs."""
     return next(k for k in (8, 6, 4, 2, 1) if total % k == 0)
@@ -104,6 +114,7 @@ PROBLEMS: dict[str, Maker] = {
     "moe_grouped": _moe_grouped,
     "moe_swiglu": _moe_swiglu,
     "moe_down": _moe_down,
+    "attention": _attention,
 }
 
 
