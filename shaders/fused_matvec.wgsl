@@ -2,8 +2,8 @@
 // NORM: of x / sqrt(mean(x^2) + EPS) * norm: the weights go into x when it is staged, its size is a factor of the sums.
 // RESIDUAL: residual[t, f] is added. GLU: weight is [gate; up], 2 F rows, and y = silu(gate x) * (up x).
 // EXPERTS (with GLU): weight is [2 E, F, D], all gates before all ups; slot s is expert ids[s] for token s / SLOTS.
-// STAGED: a workgroup brings x into its own memory first (lib/activations.wgsl). A row is shared by LANES threads, each
-// taking every LANES-th block of 32 weights of ROWS rows at once. LANES = 1 needs no reduction (software adapters).
+// STAGED: a workgroup brings x into its own memory first (lib/activations.wgsl). A thread works on ROWS rows, one after the
+// other: for software adapters, where reductions gain nothing. On GPUs it is pair_matvec.wgsl.
 // Bindings: weight, x, state, [ids], [norm], [residual], y. Called by ops/fused.py.
 //# include "lib/weight.wgsl"
 //# include "lib/activations.wgsl"
@@ -45,26 +45,12 @@ var<immediate> slice: Slice;
 
 const BLOCKS: u32 = D / 32u;
 const X_BLOCKS: u32 = BLOCKS * TOKENS;
-const GROUPS: u32 = WG / LANES; // groups of threads, each with its own ROWS rows
 const_assert D % 32u == 0u;
-const_assert WG % LANES == 0u;
 //# if GLU
 const OUTPUTS: u32 = ROWS / 2u; // of a thread
 const_assert ROWS % 2u == 0u;
 //# else
 const OUTPUTS: u32 = ROWS;
-//# endif
-//# if LANES > 1
-const STRIDE: u32 = LANES + 1u; // so that lanes and groups both lie in different banks
-var<workgroup> partial: array<f32, ROWS * TOKENS * GROUPS * STRIDE>;
-
-fn total_of(sum: u32, group: u32) -> f32 {
-    var total = 0.0;
-    for (var lane = 0u; lane < LANES; lane++) {
-        total += partial[(sum * GROUPS + group) * STRIDE + lane];
-    }
-    return total;
-}
 //# endif
 
 //# if GLU
@@ -136,10 +122,9 @@ fn main(
         scales[t] = 1.0;
     }
 //# endif
-    let lane = tid % LANES;
-    let row = ((group.x + group.z * groups.x) * GROUPS + tid / LANES) * OUTPUTS;
+    let row = ((group.x + group.z * groups.x) * WG + tid) * OUTPUTS;
     var sums = array<f32, ROWS * TOKENS>();
-    for (var b = lane; b < BLOCKS; b += LANES) {
+    for (var b = 0u; b < BLOCKS; b++) {
         var parts = array<Activations, TOKENS>();
         for (var t = 0u; t < TOKENS; t++) {
 //# if STAGED
@@ -157,23 +142,6 @@ fn main(
             }
         }
     }
-//# if LANES > 1
-    for (var i = 0u; i < ROWS * TOKENS; i++) {
-        partial[(i * GROUPS + tid / LANES) * STRIDE + lane] = sums[i];
-    }
-    workgroupBarrier();
-    let start = (group.x + group.z * groups.x) * GROUPS * OUTPUTS;
-    for (var t = 0u; t < TOKENS; t++) {
-        for (var i = tid; i < GROUPS * OUTPUTS; i += WG) {
-            let sum = scales[t] * total_of(i % OUTPUTS * TOKENS + t, i / OUTPUTS);
-//# if GLU
-            put(start + i, first + t, sum, scales[t] * total_of((i % OUTPUTS + OUTPUTS) * TOKENS + t, i / OUTPUTS));
-//# else
-            put(start + i, first + t, sum);
-//# endif
-        }
-    }
-//# else
     for (var r = 0u; r < OUTPUTS; r++) {
         for (var t = 0u; t < TOKENS; t++) {
 //# if GLU
@@ -183,5 +151,4 @@ fn main(
 //# endif
         }
     }
-//# endif
 }

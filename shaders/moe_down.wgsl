@@ -1,8 +1,7 @@
 // y[t, d] = residual[t, d] + sum_k weights[t, k] * down[ids[t, k], d] . x[t * K + k]: the chosen experts' last matrices and
 // their weighted sum, always added in the same order. down is [E, D, F].
-// STAGED: a workgroup brings the K rows of x of its token into its own memory first (lib/activations.wgsl). A row of y is
-// shared by LANES threads, each taking every LANES-th of the K * F / 32 blocks for ROWS rows at once. LANES = 1 needs no
-// reduction (software adapters).
+// PACKED: a workgroup brings the K rows of x of its token into its own memory first (lib/activations.wgsl). A thread works
+// on ROWS rows of y: for software adapters, where reductions gain nothing. On GPUs it is pair_matvec.wgsl.
 // Bindings: weight (down), x, ids, weights, state, [residual], y. Called by ops/moe_experts.py.
 //# include "lib/weight.wgsl"
 //# include "lib/activations.wgsl"
@@ -25,13 +24,7 @@
 
 const BLOCKS: u32 = F / 32u;
 const X_BLOCKS: u32 = K * BLOCKS;
-const ROW_COUNT: u32 = WG / LANES * ROWS; // of a workgroup
-const STRIDE: u32 = LANES + 1u;
 const_assert F % 32u == 0u;
-const_assert WG % LANES == 0u;
-//# if LANES > 1
-var<workgroup> partial: array<f32, ROW_COUNT * STRIDE>;
-//# endif
 
 fn put(row: u32, token: u32, sum: f32) {
     if (row < D) {
@@ -56,11 +49,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
 //# endif
-    let lane = tid % LANES;
-    let first = group.x * ROW_COUNT;
-    let row = first + tid / LANES * ROWS;
+    let row = (group.x * WG + tid) * ROWS;
     var sums = array<f32, ROWS>();
-    for (var b = lane; b < X_BLOCKS; b += LANES) {
+    for (var b = 0u; b < X_BLOCKS; b++) {
         let slot = token * K + b / BLOCKS;
         let expert = ids[slot];
         if (expert < E) {
@@ -76,21 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-//# if LANES > 1
-    for (var r = 0u; r < ROWS; r++) {
-        partial[(tid / LANES * ROWS + r) * STRIDE + lane] = sums[r];
-    }
-    workgroupBarrier();
-    for (var i = tid; i < ROW_COUNT; i += WG) {
-        var sum = 0.0;
-        for (var j = 0u; j < LANES; j++) {
-            sum += partial[i * STRIDE + j];
-        }
-        put(first + i, token, sum);
-    }
-//# else
     for (var r = 0u; r < ROWS; r++) {
         put(row + r, token, sums[r]);
     }
-//# endif
 }

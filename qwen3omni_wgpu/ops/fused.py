@@ -11,27 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..gpu import Device, Kernel, Plan, Tensor
+from . import pairs
 from .choice import Problem, candidates_for
 from .guard import expect
 from .norm import rms_norm
-from .variant import Variant, is_packed, variant_for, weight_type
+from .pair_matvec import Around, Norm, pair_matvec
+from .variant import Variant, is_packed, pair_variants, variant_for, weight_type
 
-# RMS norm: weight [D] and what is added to the mean of the squares.
-Norm = tuple[Tensor, float]
 MOST_TOKENS = 2
-
-
-def _by_rule(device: Device, n: int, f: int, d: int) -> Variant:
-    """The variant for N tokens, F rows of the matrix and D inputs."""
-    if device.info.software:
-        return Variant("fused_matvec", lanes=1, rows=8 // n, tokens=n, workgroup=8, wide=True)
-    blocks = d // 32
-    # Few rows keep all 40 units of the largest APU busy only if more threads share each.
-    few = f * 16 < 80 * 2 * 128
-    lanes = next((size for size in ((32, 16, 8, 4) if few else (16, 8, 4)) if blocks % size == 0), 16)
-    # Large workgroups stage x less often, but there should be two for each unit.
-    threads = next((size for size in (256, 128) if f * lanes >= 80 * 2 * size), 64)
-    return Variant("fused_matvec", lanes=lanes, rows=2, tokens=n, workgroup=threads)
+APART = Variant("matvec")  # instead of one dispatch: the norm, the matmul and the addition have their own
 
 
 @candidates_for("fused")
@@ -40,12 +28,11 @@ def _by_rule(device: Device, n: int, f: int, d: int) -> Variant:
 def _candidates(device: Device, problem: Problem) -> list[Variant]:
     """The rule's choice, then its like with other numbers of threads and rows that have the memory."""
     n, f, d = problem["n"], problem["f"], problem["d"]
-    rule = _by_rule(device, n, f, d)
-    if device.info.software:
-        sizes = [(1, rows, threads) for rows in (4, 8) for threads in (8, 16)]
-    else:
-        sizes = [(lanes, rows, threads) for lanes in (4, 8, 16, 32) for rows in (2, 4) for threads in (64, 128, 256)]
-    others = [replace(rule, lanes=lanes, rows=rows, workgroup=threads) for lanes, rows, threads in sizes]
+    if not device.info.software:
+        piece = d // problem["k"] if problem.op == "moe_down" else d
+        return (pair_variants(device, problem["packed"], n, f, d, n) if pairs.in_pairs(piece) else []) or [APART]
+    rule = Variant("fused_matvec", lanes=1, rows=8 // n, tokens=n, workgroup=8, wide=True)
+    others = [replace(rule, rows=rows, workgroup=threads) for rows in (4, 8) for threads in (8, 16)]
     limit = device.limits["max-compute-workgroup-storage-size"]
     others = [v for v in others if workgroup_bytes(problem["packed"], n * d, v) <= limit]
     return list(dict.fromkeys([rule, *others]))
@@ -54,12 +41,20 @@ def _candidates(device: Device, problem: Problem) -> list[Variant]:
 def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | None) -> bool:
     """Whether one dispatch a matrix will do: few tokens, and x in the memory of a workgroup."""
     n, d = x.shape
-    if n > MOST_TOKENS or d % 32 or (variant is not None and variant.shader != "fused_matvec"):
+    if n > MOST_TOKENS or d % 32:
         return False
-    limit = plan.device.limits["max-compute-workgroup-storage-size"]
     chosen = [variant or variant_for(plan, "fused", w, n, w.shape[-2], d) for w in weights]
-    pairs = zip(weights, chosen, strict=True)
-    return all(workgroup_bytes(is_packed(plan, w), n * d, v) <= limit for w, v in pairs)
+    pairs_of = zip(weights, chosen, strict=True)
+    return all(has_room(plan, is_packed(plan, w), n, d, v) for w, v in pairs_of)
+
+
+def has_room(plan: Plan, packed: bool, n: int, d: int, v: Variant) -> bool:
+    """Whether a workgroup's memory holds n rows of x for the variant, and the variant is for that."""
+    limit = plan.device.limits["max-compute-workgroup-storage-size"]
+    if v.shader == pairs.SHADER:
+        size = v.lanes, v.rows, v.tokens, v.workgroup
+        return pairs.in_pairs(d) and pairs.workgroup_bytes(size, packed, d, n) <= limit
+    return v.shader == "fused_matvec" and workgroup_bytes(packed, n * d, v) <= limit
 
 
 def workgroup_bytes(packed: bool, values: int, v: Variant) -> int:
@@ -97,14 +92,15 @@ def fused_into(
     """
     n, d = x.shape
     rows, width = y.shape
-    if variant is None and ids is not None:
-        variant = variant_for(plan, "moe_swiglu", w, 1, 2 * w.shape[1] * ids.shape[1], d)
     variant = variant or variant_for(plan, "fused", w, n, w.shape[-2], d)
+    if variant.shader == pairs.SHADER:
+        per_x = ids.shape[1] if ids is not None else 1
+        around = Around(norm=norm, residual=residual, glu=glu, ids=ids, per_x=per_x)
+        return pair_matvec(plan, op, x, w, y, column, variant, around)
     tokens = 1 if ids is not None else variant.tokens
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": is_packed(plan, w), "D": d, "F": width, "GLU": glu}
     params |= {"NORM": norm is not None, "RESIDUAL": residual is not None, "EXPERTS": ids is not None}
-    params |= {"LANES": variant.lanes, "TOKENS": tokens, "WG": variant.workgroup}
-    params["STAGED"] = params["PACKED"] or params["NORM"] or variant.lanes > 1
+    params |= {"TOKENS": tokens, "WG": variant.workgroup, "STAGED": params["PACKED"] or params["NORM"]}
     params["ROWS"] = max(2, variant.rows) if glu else variant.rows  # half of the rows are gates
     params["SLOTS"] = 1
     if norm is not None:
@@ -114,7 +110,7 @@ def fused_into(
     inputs = [x, plan.state, *([ids] if ids is not None else []), *([norm[0]] if norm is not None else [])]
     inputs += [residual] if residual is not None else []
     kernel = Kernel.of("fused_matvec.wgsl", **params)
-    each = variant.workgroup // variant.lanes * (params["ROWS"] // 2 if glu else params["ROWS"])
+    each = variant.workgroup * (params["ROWS"] // 2 if glu else params["ROWS"])
     limit = plan.device.limits["max-compute-workgroups-per-dimension"]
     first = len(plan.steps)
     touched = min(1.0, rows / (w.shape[0] // 2)) if ids is not None else 1.0  # of the experts

@@ -13,9 +13,11 @@ from ..gpu import Kernel, NumericalError, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import gelu, gelu_tanh, swiglu
 from ..reference.norm import rms_norm
+from . import pairs
 from .elementwise import add, swiglu_joined
 from .fused import Norm, expect_around, fits, fused_into, normed
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
+from .pair_matvec import Around, pair_matvec
 from .tiled import grouped_into, grouping, tiled_grid, tiled_params
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
@@ -115,6 +117,9 @@ def _matmul_into(
     if glu:  # half of the rows are gates
         variant = replace(variant, rows=max(2, variant.rows))
     packed = is_packed(plan, w)
+    if variant.shader == pairs.SHADER:
+        around = Around(bias=bias, act=act, glu=glu)
+        return pair_matvec(plan, op, quantize_q8(plan, x) if packed else x, w, y, column, variant, around)
     inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state, *([bias] if bias is not None else [])]
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "F": width, "GLU": glu}
     params |= {"BIAS": bias is not None, "ACT": act or "none"}
@@ -268,7 +273,12 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
         grouped_into(plan, "moe_matmul", inputs, w, ids, y, many, per_x=k if shared else 1)
         plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))
         return y
-    variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d), tokens=1)
+    variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d, k=k), tokens=1)
+    if variant.shader == pairs.SHADER:
+        around = Around(ids=ids, per_x=k if shared else 1)
+        pair_matvec(plan, "moe_matmul", tuple(inputs) if packed else x, w, y, 0, variant, around)
+        plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))
+        return y
     inputs += [plan.state, ids]
     params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "F": f, "EXPERTS": True}
     params |= {"BIAS": False, "ACT": "none"}

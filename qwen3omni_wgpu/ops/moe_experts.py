@@ -11,12 +11,14 @@ from ..gpu import Kernel, Part, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import swiglu as swiglu_twin
 from ..reference.moe import moe_combine as moe_combine_twin
+from . import pairs
 from .elementwise import add, swiglu
-from .fused import MOST_TOKENS, fits, fused_into, workgroup_bytes
+from .fused import MOST_TOKENS, fits, fused_into, has_room
 from .guard import WEIGHTS, expect, require
 from .matmul import moe_matmul
 from .moe import moe_combine
 from .moe_grouped import grouped_swiglu
+from .pair_matvec import Around, pair_matvec
 from .tiled import grouping
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for, weight_type
 
@@ -44,6 +46,8 @@ def moe_swiglu(
         if len(weights) == 1 and len(w.parts) > 1:
             weights = (_slice(plan, w, 0, e), _slice(plan, w, e, 2 * e))
         return grouped_swiglu(plan, x, weights, ids, many)
+    if n <= MOST_TOKENS and variant is None:
+        variant = variant_for(plan, op, w, 1, 2 * f * k, d, k=k)
     if len(weights) > 1 or len(w.parts) > 1 or not fits(plan, x, weights, variant):
         halves = weights if len(weights) > 1 else (_slice(plan, w, 0, e), _slice(plan, w, e, 2 * e))
         gate, up = (moe_matmul(plan, x, half, ids) for half in halves)
@@ -73,28 +77,24 @@ def moe_down(
     op = "moe_down"
     expect(op, w, (None, None, None), WEIGHTS)
     expect(op, ids, (None, None), ("u32",))
-    (n, k), (e, d, f) = ids.shape, w.shape
+    (n, k), (_, d, f) = ids.shape, w.shape
     expect(op, weights, (n, k))
     expect(op, x, (n * k, f))
     require(op, f % 32 == 0, f"{w.name} has rows of {f}, not a multiple of 32")
     require(op, d % 4 == 0, f"{w.name} has {d} rows an expert, not a multiple of 4")
     if residual is not None:
         expect(op, residual, (n, d))
-    variant = replace(variant or variant_for(plan, "moe_down", w, 1, d, k * f), tokens=1)
-    limit = plan.device.limits["max-compute-workgroup-storage-size"]
-    if n > MOST_TOKENS or len(w.parts) > 1 or workgroup_bytes(is_packed(plan, w), k * f, variant) > limit:
+    variant = replace(variant or variant_for(plan, "moe_down", w, 1, d, k * f, k=k), tokens=1)
+    if n > MOST_TOKENS or len(w.parts) > 1 or not has_room(plan, is_packed(plan, w), 1, k * f, variant):
         y = moe_combine(plan, moe_matmul(plan, x, w, ids), weights)
         return y if residual is None else add(plan, y, residual)
     y = plan.empty((n, d), "f32", f"{w.name}.out")
     packed = is_packed(plan, w)
-    params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "E": e, "F": f, "K": k}
-    params |= {"STAGED": packed or variant.lanes > 1, "RESIDUAL": residual is not None}
-    params |= {"LANES": variant.lanes, "ROWS": variant.rows, "WG": variant.workgroup}
     rest = [residual] if residual is not None else []
-    inputs = [w, x, ids, weights, plan.state, *rest]
-    grid = (-(-d // (variant.workgroup // variant.lanes * variant.rows)), n, 1)
-    nbytes = int(w.nbytes * min(1.0, n * k / e)) + 4 * n * (k * f + d)
-    plan.add(op, Kernel.of("moe_down.wgsl", **params), inputs, [y], grid, nbytes=nbytes, flops=2 * n * k * f * d)
+    if variant.shader == pairs.SHADER:
+        pair_matvec(plan, op, x, w, y, 0, variant, Around(ids=ids, shares=weights, residual=residual))
+    else:
+        _down_into(plan, x, w, ids, weights, rest, y, variant)
 
     def twin(
         _: int, n_tokens: int, x: np.ndarray, w: np.ndarray, ids: np.ndarray, weights: np.ndarray, *rest: np.ndarray
@@ -108,6 +108,20 @@ def moe_down(
     # Of the weights at most 2 or 3 in sum.
     plan.check(twin, [x, w, ids, weights, *rest], [y], 2 * (TOLERANCE_Q8 if packed else TOLERANCE))
     return y
+
+
+def _down_into(
+    plan: Plan, x: Tensor, w: Tensor, ids: Tensor, weights: Tensor, rest: list[Tensor], y: Tensor, variant: Variant
+) -> None:
+    (n, k), (e, d, f) = ids.shape, w.shape
+    packed = is_packed(plan, w)
+    params = {"WEIGHT": weight_type(plan, w, variant), "PACKED": packed, "D": d, "E": e, "F": f, "K": k}
+    params |= {"STAGED": packed, "RESIDUAL": bool(rest), "ROWS": variant.rows, "WG": variant.workgroup}
+    inputs = [w, x, ids, weights, plan.state, *rest]
+    grid = (-(-d // (variant.workgroup * variant.rows)), n, 1)
+    nbytes = int(w.nbytes * min(1.0, n * k / e)) + 4 * n * (k * f + d)
+    kernel = Kernel.of("moe_down.wgsl", **params)
+    plan.add("moe_down", kernel, inputs, [y], grid, nbytes=nbytes, flops=2 * n * k * f * d)
 
 
 def _slice(plan: Plan, w: Tensor, start: int, stop: int) -> Tensor:

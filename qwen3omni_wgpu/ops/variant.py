@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..gpu import Device, Plan, Tensor
-from . import tiles
+from . import pairs, tiles
 from .choice import Problem, candidates_for, choose
 from .guard import QUANTISED
 
@@ -26,7 +26,7 @@ class Variant:
     In tiles ("matmul") `lanes` threads lie side by side along the rows, and the others along the tokens.
     """
 
-    shader: str  # "matvec", "matmul" or "fused_matvec"
+    shader: str  # "matvec", "matmul", "fused_matvec" or "pair_matvec"
     lanes: int = 1
     rows: int = 4
     tokens: int = 1
@@ -44,6 +44,8 @@ def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> V
         most = 4 if f * d <= SMALL else 8
         tokens = min(most, 1 << (n - 1).bit_length())
         return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
+    if pairs.in_pairs(d):
+        return Variant(pairs.SHADER, *pairs.rule(1 if experts else n, f, d))
     blocks = -(-d // 32)
     lanes = next((size for size in (32, 16, 8) if blocks % size == 0), 16)
     tokens = 1 if experts else min(8, 1 << (n - 1).bit_length())
@@ -55,19 +57,23 @@ def _for_matmul(device: Device, problem: Problem) -> list[Variant]:
     n, f, d = problem["n"], problem["f"], problem["d"]
     if n > 8 and not device.info.software:
         return [Variant("matmul", *size) for size in tiles.dense(device, problem)]
-    return _and_others(_by_rule(device, n, f, d), device, d)
+    rule = _by_rule(device, n, f, d)
+    if rule.shader == pairs.SHADER:
+        return pair_variants(device, problem["packed"], n, f, d)
+    return _and_others(rule, device, d)
 
 
 @candidates_for("moe_matmul")
 def _for_moe_matmul(device: Device, problem: Problem) -> list[Variant]:
-    rule = replace(_by_rule(device, problem["n"], problem["f"], problem["d"], experts=True), tokens=1)
-    return _and_others(rule, device, problem["d"])
+    f, d = problem["f"], problem["d"]
+    rule = replace(_by_rule(device, problem["n"], f, d, experts=True), tokens=1)
+    if rule.shader == pairs.SHADER:
+        return pair_variants(device, problem["packed"], 1, f, d)
+    return _and_others(rule, device, d)
 
 
 def _and_others(rule: Variant, device: Device, d: int) -> list[Variant]:
     """The rule's choice, then its like with other numbers of threads and rows."""
-    if rule.shader != "matvec":
-        return [rule]
     if device.info.software:
         sizes = [(1, rows, threads) for rows in (4, 8) for threads in (8, 16)]
     else:
@@ -76,9 +82,17 @@ def _and_others(rule: Variant, device: Device, d: int) -> list[Variant]:
     return list(dict.fromkeys([rule, *others]))
 
 
-def variant_for(plan: Plan, op: str, w: Tensor, n: int, f: int, d: int) -> Variant:
-    """How to multiply N rows by F rows of D weights each."""
-    return choose(plan.device, Problem.of(op, type=w.dtype, packed=is_packed(plan, w), n=n, f=f, d=d))
+def pair_variants(device: Device, packed: bool, n: int, f: int, d: int, staged: int = 0) -> list[Variant]:
+    """Ways of the GPUs' matvec that have the memory: the rule's choice, then its like; `staged` rows of x."""
+    limit = device.limits["max-compute-workgroup-storage-size"]
+    threads = device.limits["max-compute-invocations-per-workgroup"]
+    fit = [size for size in pairs.sizes(n, f, d) if pairs.workgroup_bytes(size, packed, d, staged) <= limit]
+    return [Variant(pairs.SHADER, *size) for size in fit if size[3] <= threads]
+
+
+def variant_for(plan: Plan, op: str, w: Tensor, n: int, f: int, d: int, **more: int) -> Variant:
+    """How to multiply N rows by F rows of D weights each; more: k, the experts of a token."""
+    return choose(plan.device, Problem.of(op, type=w.dtype, packed=is_packed(plan, w), n=n, f=f, d=d, **more))
 
 
 def weight_type(plan: Plan, w: Tensor, variant: Variant) -> str:

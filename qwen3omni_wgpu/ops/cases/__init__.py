@@ -7,7 +7,7 @@ one builder and its lines in the module of its family.
 from . import attention, convolutions, experts, matmul, rows, sampling
 from .case import BUILDERS, Builder, Case, CaseResult, timed
 from .convolutions import AFTER, TILES
-from .make import FUSED, GROUPED, QUANTISED, TYPES, VARIANTS, normal, weight
+from .make import FUSED, GROUPED, PAIRS, QUANTISED, TYPES, VARIANTS, normal, weight
 
 _FAMILIES = (matmul, experts, attention, rows, convolutions, sampling)
 for _family in _FAMILIES:
@@ -20,6 +20,7 @@ __all__ = [
     "CASES",
     "FUSED",
     "GROUPED",
+    "PAIRS",
     "QUANTISED",
     "TILES",
     "TYPES",

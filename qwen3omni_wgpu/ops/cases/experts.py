@@ -16,6 +16,7 @@ from .case import Builder, Case, case
 from .make import (
     FUSED,
     GROUPED,
+    PAIRS,
     VARIANTS,
     Rng,
     expert_ids,
@@ -111,14 +112,21 @@ CASES: tuple[Case, ...] = (
       for n in (1, 8) for a in ("f32", "q8")),
     *(case("moe_swiglu", type=t, n=n, k=3, e=8, f=42, d=96, act=act, variant=v)
       for t, act in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_0", "q8"), ("q4_1", "f32"))
-      for n, v in ((1, None), (2, FUSED[1]))),
+      for n, v in ((1, None), (2, FUSED))),
+    # The same of GPUs; a step of one row's threads goes over several experts.
+    *(case(op, type=t, n=2, k=3, e=8, f=f, d=d, act=a, variant=v, **more)
+      for op, f, d, more in (("moe_swiglu", 42, 192, {}), ("moe_matmul", 42, 192, {"shared": True}),
+                             ("moe_matmul", 42, 64, {"shared": False}), ("moe_down", 64, 44, {"residual": True}))
+      for t, a, v in (("q8_0", "q8", PAIRS[0]), ("q8_0", "f32", PAIRS[3]))),
+    *(case("moe_down", type=t, n=1, k=5, e=6, f=128, d=36, act=a, variant=v)
+      for t, a, v in (("f16", "f32", PAIRS[1]), ("q4_0", "q8", PAIRS[2]), ("q4_1", "f32", PAIRS[0]))),
     *(case("moe_swiglu", type="q8_0", n=n, k=2, e=8, f=32, d=64, apart=a, act="q8")
       for n, a in ((5, False), (1, True))),
     *(case("moe_swiglu", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a) for a in ("f32", "q8")),
     *(case("moe_swiglu", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
     *(case("moe_down", type=t, n=n, k=3, e=8, f=96, d=44, act=act, residual=n == 1, variant=v)
       for t, act in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_0", "q8"), ("q4_1", "f32"))
-      for n, v in ((1, None), (2, FUSED[1]))),
+      for n, v in ((1, None), (2, FUSED))),
     case("moe_down", type="q8_0", n=5, k=2, e=8, f=32, d=64, act="q8", residual=True),
     *(case("moe_down", type="q8_0", n=1, k=8, e=16, f=384, d=1024, act=a, residual=True) for a in ("f32", "q8")),
     *(case("moe_down", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),

@@ -9,6 +9,7 @@ from ..matmul import matmul, matmul_joined, matmul_swiglu, quantize_q8
 from .case import Builder, Case, case
 from .make import (
     FUSED,
+    PAIRS,
     QUANTISED,
     TYPES,
     VARIANTS,
@@ -83,8 +84,18 @@ CASES: tuple[Case, ...] = (
     # The norm before and the addition after; the talker's and the code predictor's shapes.
     *(case("matmul", type=t, n=n, f=76, d=96, act=a, norm=no, residual=r, variant=v)
       for t, a in (("f32", "f32"), ("q8_0", "f32"), ("q8_0", "q8"), ("q4_1", "f32"), ("q4_0", "q8"))
-      for n, no, r, v in ((1, True, True, None), (2, True, False, FUSED[2]), (2, False, True, FUSED[0]),
-                          (1, True, True, FUSED[1]))),
+      for n, no, r, v in ((1, True, True, None), (2, False, True, FUSED))),
+    # The matvec of GPUs: every weight type, all that stands around, rows that end anywhere in a step of the threads.
+    *(case("matmul", type=t, n=2, f=76, d=d, act=a, norm=True, residual=True, variant=v)
+      for t, a, d, v in (("f32", "f32", 192, PAIRS[0]), ("f16", "f32", 320, PAIRS[2]), ("bf16", "f32", 64, PAIRS[1]),
+                         ("q8_0", "f32", 320, PAIRS[1]), ("q8_0", "q8", 320, PAIRS[0]), ("q4_0", "f32", 192, PAIRS[2]),
+                         ("q4_0", "q8", 64, PAIRS[1]), ("q4_1", "f32", 576, PAIRS[0]), ("q4_1", "q8", 192, PAIRS[1]))),
+    *(case("matmul", type=t, n=n, f=75, d=d, act=a, bias=b, gelu=g, variant=v)
+      for t, a, n, d, b, g, v in (
+          ("q8_0", "q8", 5, 320, True, "gelu", PAIRS[3]), ("f16", "f32", 7, 192, True, "gelu", PAIRS[3]),
+          ("q8_0", "f32", 3, 576, False, None, PAIRS[2]), ("q4_0", "f32", 1, 64, True, None, PAIRS[1]),
+          ("q4_1", "q8", 3, 192, False, "gelu_tanh", PAIRS[0]))),
+    case("matmul", type="q8_0", n=2, f=40, d=128, act="q8", residual=True, used=1, variant=PAIRS[0]),
     *(case("matmul", type=t, n=2, f=52, d=160, norm=True, residual=True) for t in ("f16", "bf16", "q4_0")),
     *(case("matmul", type="q8_0", n=n, f=60, d=96, norm=True, residual=True, bias=b, act="q8")
       for n, b in ((5, False), (2, True))),
@@ -113,6 +124,9 @@ CASES: tuple[Case, ...] = (
     case("matmul_swiglu", type="q8_0", n=1, f=1536, d=576),
     *(case("matmul_swiglu", type=t, n=n, f=75, d=96, act=act, norm=True, variant=v)
       for t, act in (("q8_0", "f32"), ("q8_0", "q8"), ("f16", "f32"))
-      for n, v in ((1, None), (2, None), (2, FUSED[1]), (2, FUSED[2]), (4, None))),
+      for n, v in ((1, None), (2, None), (4, None))),
+    *(case("matmul_swiglu", type="q8_0", n=n, f=75, d=d, act=a, norm=n < 3, variant=v)
+      for a, n, d, v in (("q8", 1, 320, PAIRS[0]), ("q8", 4, 192, PAIRS[1]), ("f32", 2, 128, PAIRS[2]),
+                         ("f32", 5, 64, PAIRS[0]))),
     case("matmul_swiglu", type="q8_0", n=1, f=3072, d=1024, act="q8", norm=True),
 )  # fmt: skip

@@ -1,0 +1,101 @@
+"""Matmuls of up to eight tokens on a GPU, with what stands around them in a decoder layer: one kernel for all of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..gpu import Kernel, Plan, Tensor
+from . import pairs
+from .guard import require
+from .variant import Variant, is_packed
+
+# RMS norm: weight [D] and what is added to the mean of the squares.
+Norm = tuple[Tensor, float]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a dispatch does besides y = x w^T; the kernel's own comment says how."""
+
+    norm: Norm | None = None
+    residual: Tensor | None = None
+    bias: Tensor | None = None
+    act: str | None = None
+    glu: bool = False
+    ids: Tensor | None = None  # [N, K]: experts chosen for each token
+    shares: Tensor | None = None  # [N, K]: their weights, where their outputs are to be added
+    per_x: int = 1  # rows of y that read the same row of x
+
+
+def pair_matvec(
+    plan: Plan, op: str, x: Tensor | tuple[Tensor, ...], w: Tensor, y: Tensor, column: int, variant: Variant,
+    around: Around,
+) -> int:  # fmt: skip
+    """x [N, D] times w [F, D], or experts' [E, F, D], into columns of y; the number of its first step.
+
+    x is float32, then quantised on the way if the plan asks for it, or what quantize_q8 made of it.
+    """
+    ids, glu, gather = around.ids, around.glu, around.shares is not None
+    apart = ids is not None and not glu and not gather  # parts of the weight hold some of the experts each
+    require(op, pairs.in_pairs(w.shape[-1]), f"{w.name} has rows of {w.shape[-1]}, not a multiple of 64")
+    rows, width = y.shape
+    params = _params(w, y, is_packed(plan, w), isinstance(x, Tensor), variant, around)
+    kernel = Kernel.of("pair_matvec.wgsl", **params)
+    inputs = _inputs(plan, x, around)
+    each = variant.workgroup // variant.lanes * (int(params["ROWS"]) // (2 if glu else 1))
+    limit = plan.device.limits["max-compute-workgroups-per-dimension"]
+    # Of E experts a step reads at most as many different ones as it has slots.
+    used = rows * (ids.shape[1] if ids is not None and gather else 1)
+    touched = min(1.0, used / int(params["E"])) if ids is not None else 1.0
+    first = len(plan.steps)
+    for part in w.parts:
+        count = part.stop - part.start
+        outputs = w.shape[-2] if ids is not None else (width if glu else count)
+        start = 0 if glu else part.start
+        numbers = (start, count, rows) if apart else (column + start, outputs, rows)
+        groups = math.ceil(outputs / each)
+        grid = (min(groups, limit), math.ceil(rows / int(params["TOKENS"])), math.ceil(groups / limit))
+        nbytes = int(part.nbytes * touched) + 4 * (used // around.per_x * w.shape[-1] + rows * outputs)
+        flops = 2 * used * outputs * w.shape[-1] * (2 if glu else 1)
+        flops = flops * count // w.shape[0] if apart else flops
+        plan.add(op, kernel, [(w, part), *inputs], [y], grid, immediates=numbers, nbytes=nbytes, flops=flops)
+    return first
+
+
+def _params(
+    w: Tensor, y: Tensor, packed: bool, floats: bool, variant: Variant, around: Around
+) -> dict[str, int | float | bool | str]:
+    """The kernel's constants; `floats`: x comes as such."""
+    ids, gather = around.ids, around.shares is not None
+    slots = ids.shape[1] if ids is not None else 1
+    params: dict[str, int | float | bool | str] = {"WEIGHT": w.dtype, "PACKED": packed, "WIDTH": y.shape[1]}
+    params["STAGED"] = floats and (packed or around.norm is not None or gather)
+    params["D"] = w.shape[-1] * (slots if gather else 1)
+    params |= {"F": w.shape[-2], "E": w.shape[0] // (2 if around.glu else 1)}
+    params |= {"GLU": around.glu, "GATHER": gather, "EXPERTS": ids is not None and not gather}
+    params |= {"SLOTS": slots, "SLOTS_PER_X": around.per_x, "ACT": around.act or "none"}
+    params |= {"NORM": around.norm is not None, "BIAS": around.bias is not None}
+    params["RESIDUAL"] = around.residual is not None
+    params |= {"TOKENS": 1 if ids is not None else variant.tokens, "LANES": variant.lanes, "WG": variant.workgroup}
+    params["ROWS"] = max(2, variant.rows) if around.glu else variant.rows  # half of the rows are gates
+    if around.norm is not None:
+        params["EPS"] = float(around.norm[1])
+    if ids is None:  # one kernel for all matrices
+        params |= {"F": 0, "E": 0}
+    return params
+
+
+def _inputs(plan: Plan, x: Tensor | tuple[Tensor, ...], around: Around) -> list[Tensor]:
+    """The kernel's bindings 1 to 5; the state stands for those that it has not."""
+    found: list[Tensor | None] = [x, plan.state, None, None, None] if isinstance(x, Tensor) else []
+    if isinstance(x, tuple):
+        found = [x[0], plan.state, x[1], x[2], None]
+    if around.norm is not None:
+        found[2] = around.norm[0]
+    if around.shares is not None:
+        found[2:4] = [around.ids, around.shares]
+    found[4] = around.residual if around.residual is not None else around.bias
+    if around.shares is None and around.ids is not None:
+        found[4] = around.ids
+    return [plan.state if tensor is None else tensor for tensor in found]
