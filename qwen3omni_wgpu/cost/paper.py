@@ -17,8 +17,8 @@ from ..formats.gguf import GGUFFile
 from ..gpu import AdapterInfo, Device, Plan, Tensor
 from ..gpu.tensor import nbytes_of
 from ..models.config import TextConfig, tensor_shapes, text_config
-from ..models.text import TOGETHER, KVCache, TextModel, final_norm, forward, stream
-from ..ops.fused import MOST_TOKENS
+from ..models.text import TOGETHER, KVCache, TextModel
+from ..models.text import logits as logits_of
 from ..step_inputs import StepInputs
 
 # The dimensions of published models, for predictions without a file.
@@ -93,7 +93,7 @@ class Sketch:
 
 
 def paper_model(sketch: Sketch, device: Device, activations: str = "auto") -> TextModel:
-    """The model with weights that have shapes, types and parts, but no bytes. activations: as TextModel.load has them."""
+    """The model with weights that have shapes, types and parts, but no bytes. activations: as TextModel.load."""
     if activations == "auto":
         activations = "f32" if device.info.software else "q8"
     c = sketch.config
@@ -131,7 +131,7 @@ def decode_plan(model: TextModel, cached: int, context: int, kv_type: str = "f16
 
     The cache that is recorded ends where the token stands, so bytes and FLOPs of attention are those of this depth.
     """
-    return _record(model, 1, max(cached + 1, min(context, FEWEST_ROWS)), kv_type, head=True)
+    return record(model, 1, max(cached + 1, min(context, FEWEST_ROWS)), kv_type, head=True).plan
 
 
 def prefill_plan(model: TextModel, cached: int, n: int, context: int, kv_type: str = "f16", head: bool = False) -> Plan:
@@ -140,21 +140,38 @@ def prefill_plan(model: TextModel, cached: int, n: int, context: int, kv_type: s
     Half of the chunk's own keys are hidden from its mean token: as many rows has the cache that is recorded.
     """
     bucket = next(size for size in buckets(model.device) if size >= n)
-    return _record(model, bucket, max(cached + (n + 1) // 2, min(context, FEWEST_ROWS)), kv_type, head)
+    rows = max(cached + (n + 1) // 2, min(context, FEWEST_ROWS))
+    return record(model, bucket, rows, kv_type, head).plan
 
 
-def _record(model: TextModel, bucket: int, rows: int, kv_type: str, head: bool) -> Plan:
-    """What the engine records for a step of `bucket` tokens (engine.py), with nothing behind it."""
+@dataclass
+class Recorded:
+    """A plan with what it reads besides the weights."""
+
+    plan: Plan
+    inputs: StepInputs
+    cache: KVCache
+    logits: Tensor
+
+    def free(self) -> None:
+        self.plan.free()
+        self.inputs.free()
+        self.cache.free()
+        self.logits.free()
+
+
+def record(model: TextModel, bucket: int, rows: int, kv_type: str, head: bool, dry: bool = True) -> Recorded:
+    """What the engine records for a step of `bucket` tokens with a cache of so many rows (engine.py).
+
+    head: with the logits of the last token, and for a single one the choice of the next. dry: only to be looked at.
+    """
     inputs = StepInputs(model.device, model.config, bucket)
     cache = KVCache.empty(model.device, model.config, rows, kv_type)
     logits = Tensor.empty(model.device, (1, model.config.vocab_size), "f32", "logits")
-    plan = Plan(model.device, f"step of {bucket}", inputs.state, model.activations, dry=True)
-    x = ops.embed(plan, model.weights["token_embd.weight"], inputs.ids.first(bucket))
-    few = bucket <= MOST_TOKENS
-    h = (stream if few else forward)(plan, model, x, inputs.positions.first(bucket), cache)
-    if head:
-        row = ops.select_row(plan, h) if bucket > 1 else h
-        ops.matmul(plan, row, model.head, norm=final_norm(model) if few else None, out=logits)
-        if bucket == 1:
-            ops.argmax(plan, logits, out=inputs.ids.first(1))
-    return plan
+    plan = Plan(model.device, f"step of {bucket}", inputs.state, model.activations, dry=dry)
+    ids = inputs.ids.first(bucket)
+    where = inputs.positions.first(bucket)
+    logits_of(plan, model, ids, where, cache, "last" if head else "none", logits if head else None)
+    if head and bucket == 1:
+        ops.argmax(plan, logits, out=ids)
+    return Recorded(plan if dry else plan.finish(), inputs, cache, logits)

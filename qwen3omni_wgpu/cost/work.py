@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -13,6 +14,7 @@ from ..models.text import TextModel
 FAMILIES = ("matvec", "expert matvec", "matmul", "expert matmul", "attention", "rows")
 # More tokens than this make a matrix product one of tiles.
 MATVEC_TOKENS = 8
+_SCOPE = re.compile(r"^.*?blk\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def works(plan: Plan, model: TextModel, tokens: int, used: int | None = None) ->
 
 
 def _work(step: Step, weights: set[int], tokens: int, share: float) -> Work:
-    op, params = step.op.rpartition(".")[2], dict(step.kernel.params)
+    op, params = _SCOPE.sub("", step.op), dict(step.kernel.params)
     read = (tensor for tensor, part in step.inputs if id(part.storage) in weights)
     matrix = next(read, None) if step.flops else None  # looking up rows is no product
     packed = bool(params.get("PACKED"))

@@ -1,0 +1,242 @@
+"""A profile of the device at hand, from micro-benchmarks: every kind of dispatch at a few sizes, a line through them.
+
+What is timed are layers of random weights with the model's row lengths and heads, but other widths, vocabularies and
+numbers of layers, dispatch by dispatch from cold caches. The model that is predicted is never run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import gguf
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..gpu import Device, ReadBack, Tensor
+from ..gpu.plan import FLOPS_PER_SUBMIT, Step
+from ..gpu.replay import Submit, encode, resolve
+from ..gpu.tensor import nbytes_of
+from ..models.text import TextModel
+from .paper import Sketch, paper_model, record
+from .work import MATVEC_TOKENS, Work, works
+
+# Read and written between two measurements, so that weights come from memory as they do in a whole model.
+EVICT_BYTES = 48 << 20
+# Layers of a model that is timed, for steps of few and of many tokens.
+LAYERS_FEW, LAYERS_MANY = 6, 2
+# Keys in the cache while attention is timed.
+KEYS_FEW, KEYS_MANY = (64, 1024), (64, 512)
+VOCABULARIES = (2048, 16384)
+DRAWN = 1 << 20
+
+Key = tuple[str, str, int, bool]
+
+
+@dataclass(frozen=True)
+class Line:
+    """seconds = fixed + per * amount; amount: FLOPs, or bytes of what has none."""
+
+    fixed: float
+    per: float
+
+    def __call__(self, amount: float) -> float:
+        return self.fixed + self.per * amount
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A device as it was measured just now; see `Costs`."""
+
+    name: str
+    about: str
+    overlap: bool
+    lines: dict[Key, Line]
+    host_step: float
+    peak: float = 1.0
+
+    def seconds(self, work: Work) -> float:
+        line = self.lines.get(key_of(work)) or self._like(work)
+        return line(_amount(work))
+
+    def _like(self, work: Work) -> Line:
+        """Of the same op with another number of tokens or another length of rows."""
+        found = [key for key in self.lines if key[:2] == (work.op, work.weight)]
+        if not found:
+            raise InvalidRequest(f"{work.op} of {work.weight or 'rows'} was not measured on this device; report this")
+        return self.lines[min(found, key=lambda key: abs(key[2] - work.tokens))]
+
+    def host_seconds(self, dispatches: int) -> float:
+        return self.host_step  # encoding a dispatch is part of its line
+
+
+def key_of(work: Work) -> Key:
+    """What shares a line: the op, the weights' type, the tokens, and whether rows are whole 16-byte words."""
+    whole = not work.weight or nbytes_of((work.row,), work.weight) % 16 == 0
+    return work.op, work.weight, work.tokens, whole
+
+
+def _amount(work: Work) -> float:
+    return work.flops or float(work.nbytes)
+
+
+def calibrate(
+    device: Device, sketch: Sketch, activations: str, kv_type: str, buckets: Iterable[int], repeat: int = 5,
+    note: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
+) -> Calibrated:  # fmt: skip
+    """Measure what a model like `sketch` needs for steps of so many tokens.
+
+    clock: seconds; time.process_time on a software adapter of a shared machine. Raises what running a plan raises.
+    """
+    bench = _Bench(device, repeat, clock)
+    try:
+        for other in others(sketch):
+            model = _random_model(other, device, activations)
+            try:
+                for bucket in sorted(set(buckets)):
+                    few = bucket <= MATVEC_TOKENS
+                    layers = min(other.config.n_layers, LAYERS_FEW if few else LAYERS_MANY)
+                    for keys in KEYS_FEW if few else KEYS_MANY:
+                        note(f"timing {layers} layers of another width, steps of {bucket} with {keys} keys")
+                        bench.measure(_first_layers(model, layers), bucket, keys, kv_type)
+            finally:
+                model.free()
+        lines = {key: fitted(points) for key, points in bench.points.items()}
+        step = bench.step_seconds()
+    finally:
+        bench.free()
+    about = f"{device.info.name}, measured just now"
+    return Calibrated("here", about, not device.info.software, lines, step)
+
+
+def others(sketch: Sketch) -> list[Sketch]:
+    """Two models with the sketch's row lengths and heads, but narrower and wider, with few layers and tokens."""
+    found = []
+    for width, vocabulary in zip((0.5, 2.0), VOCABULARIES, strict=True):
+        c = sketch.config
+        wanted = replace(
+            c,
+            n_layers=min(c.n_layers, LAYERS_FEW),
+            ffn_dim=_near(c.ffn_dim, width),
+            expert_dim=_near(c.expert_dim, width),
+            n_experts=min(c.n_experts, 2 * c.n_experts_used),
+            vocab_size=min(vocabulary, c.vocab_size),
+        )
+        found.append(Sketch(wanted, sketch.types, sketch.label))
+    return found
+
+
+def _first_layers(model: TextModel, count: int) -> TextModel:
+    """The same weights, of which fewer are used."""
+    return replace(model, config=replace(model.config, n_layers=count))
+
+
+def _near(length: int, factor: float) -> int:
+    """Another row length near factor * length with the same power of two in it: rows are as aligned as before."""
+    if length == 0:
+        return 0
+    power = length & -length
+    odd = length // power
+    near = max(1, int(odd * factor) | 1)
+    return power * (near if near != odd else near + 2)
+
+
+def fitted(points: Iterable[tuple[float, float]]) -> Line:
+    """The line through points (amount, seconds) with the least squares of relative errors; neither part is negative."""
+    amounts, seconds = np.array(list(points), np.float64).T
+    if amounts.max() <= amounts.min() * 1.01:  # one size says nothing of the slope
+        return Line(float(np.median(seconds)), 0.0)
+    terms = np.stack([np.ones_like(amounts), amounts], axis=1) / seconds[:, None]
+    fixed, per = np.linalg.lstsq(terms, np.ones_like(seconds), rcond=None)[0]
+    if fixed < 0:
+        return Line(0.0, float((amounts / seconds).sum() / ((amounts / seconds) ** 2).sum()))
+    if per < 0:
+        return Line(float((1 / seconds).sum() / ((1 / seconds) ** 2).sum()), 0.0)
+    return Line(float(fixed), float(per))
+
+
+def _random_model(sketch: Sketch, device: Device, activations: str) -> TextModel:
+    """A model with random weights of variance 1 / D, the same over and over."""
+    rng = np.random.default_rng()
+    model = paper_model(sketch, device, activations)
+    drawn: dict[tuple[str, int], np.ndarray] = {}
+    for name, tensor in model.weights.items():
+        shape, kind = tensor.shape, tensor.dtype
+        if len(shape) == 1:
+            model.weights[name] = Tensor.from_numpy(device, np.ones(shape, np.float32), name)
+            continue
+        if (kind, shape[-1]) not in drawn:
+            array = rng.standard_normal((max(1, DRAWN // shape[-1]), shape[-1]), dtype=np.float32)
+            scaled = array / np.float32(np.sqrt(shape[-1]))
+            drawn[kind, shape[-1]] = gguf.quants.quantize(scaled, gguf.GGMLQuantizationType[kind.upper()])
+        raw = np.resize(drawn[kind, shape[-1]].view(np.uint8).reshape(-1), tensor.nbytes)
+        model.weights[name] = Tensor.from_bytes(device, raw, shape, kind, name)
+    ones = np.ones(2 * sketch.config.head_dim, np.float32)
+    model.qk_norms = [Tensor.from_numpy(device, ones, tensor.name) for tensor in model.qk_norms]
+    freqs = np.geomspace(1.0, 1e-4, sketch.config.rope_dim // 2).astype(np.float32)
+    model.freqs = Tensor.from_numpy(device, freqs, "rope freqs")
+    return model
+
+
+@dataclass
+class _Bench:
+    """Plans timed kind by kind; points: (amount, seconds) of every kind. clock: as time.perf_counter."""
+
+    device: Device
+    repeat: int
+    clock: Callable[[], float]
+    points: dict[Key, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        size = min(EVICT_BYTES, self.device.limits["max-buffer-size"])
+        self._copied = [self.device.create_buffer(size, "evicted") for _ in range(2)]
+        self._empty = median(self._seconds([]) for _ in range(8 * self.repeat))
+
+    def measure(self, model: TextModel, bucket: int, keys: int, kv_type: str) -> None:
+        """A step of `bucket` tokens after `keys` others: dispatches of one kind and amount at a time."""
+        made = record(model, bucket, keys + bucket, kv_type, head=bucket == 1, dry=False)
+        try:
+            made.inputs.state.write(np.array([keys, bucket], np.uint32))
+            made.inputs.positions.write(np.full((bucket, 3), keys, np.float32))
+            made.plan.run()  # everything is compiled, and holds numbers
+            alike: dict[tuple[Key, float], list[Step]] = defaultdict(list)
+            for step, work in zip(made.plan.steps, works(made.plan, model, bucket), strict=True):
+                alike[key_of(work), _amount(work)].append(step)
+            for (key, amount), steps in alike.items():
+                spent = median(self._seconds(steps, bucket <= MATVEC_TOKENS) for _ in range(self.repeat))
+                self.points[key].append((amount, max(0.0, spent - self._empty) / len(steps)))
+        finally:
+            made.free()
+
+    def _seconds(self, steps: list[Step], cold: bool = False) -> float:
+        if cold:
+            encoder = self.device.handle.create_command_encoder()
+            encoder.copy_buffer_to_buffer(self._copied[0], 0, self._copied[1], 0, self._copied[0].size)
+            self.device.submit([encoder.finish()])
+        self.device.wait()
+        start = self.clock()
+        self.device.submit(encode(self.device, [Submit(resolve(steps), 0)], FLOPS_PER_SUBMIT))
+        self.device.wait()
+        return self.clock() - start
+
+    def step_seconds(self) -> float:
+        """What a step takes besides its dispatches: writing its inputs, a submit, reading a result back."""
+        state, value = (Tensor.empty(self.device, (2,), "u32", name) for name in ("state", "value"))
+        read = ReadBack(self.device, [value])
+        times = []
+        for i in range(8 * self.repeat):
+            start = self.clock()
+            state.write(np.array([i, 1], np.uint32))
+            read.submit([]).result()
+            times.append(self.clock() - start)
+        read.free()
+        for tensor in (state, value):
+            tensor.free()
+        return median(times)
+
+    def free(self) -> None:
+        for buffer in self._copied:
+            self.device.free_buffer(buffer)
