@@ -75,7 +75,7 @@ def find_driver(fetch: bool = True) -> Driver:
         return Driver(pinned, shim, CHIPS[0], True)
     for place in ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d"):
         for icd in sorted(glob.glob(f"{place}/radeon_icd*.json")):
-            return Driver(Path(icd), shim, CHIPS[1], False)
+            return Driver(Path(icd), shim, _chip(Path(icd)), False)
     raise NoDriver(f"no RADV here, and {PACKAGE} could not be had; apt-get install mesa-vulkan-drivers")
 
 
@@ -94,6 +94,13 @@ def _pinned(fetch: bool) -> Path | None:
     _write(icd, json.dumps({"file_format_version": "1.0.0", "ICD": {
         "library_path": str(folder / LIBRARY), "api_version": "1.4.305"}}))  # fmt: skip
     return icd
+
+
+def _chip(icd: Path) -> str:
+    """The first of CHIPS that the driver's library names."""
+    library = Path(json.loads(icd.read_text())["ICD"]["library_path"])
+    known = library.read_bytes() if library.is_absolute() and library.exists() else b""
+    return next((chip for chip in CHIPS if chip.encode() in known), CHIPS[-1])
 
 
 def _unpack(folder: Path) -> bool:

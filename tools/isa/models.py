@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
-from qwen3omni_wgpu import ops
+from qwen3omni_wgpu.cost.paper import Sketch
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor
 from qwen3omni_wgpu.models.config import TextConfig, tensor_shapes
-from qwen3omni_wgpu.models.text import TOGETHER, KVCache, TextModel, final_norm, forward, stream
+from qwen3omni_wgpu.models.text import TOGETHER, KVCache, TextModel, logits
 
-THINKER = TextConfig(
-    architecture="qwen3vlmoe", n_layers=1, dim=2048, n_heads=32, n_kv_heads=4, head_dim=128, ffn_dim=0,
-    vocab_size=152064, norm_eps=1e-6, rope_theta=1e6, rope_dim=128, rope_style="neox", rope_scale=1.0,
-    mrope_sections=(24, 20, 20), qk_norm=True, n_experts=128, n_experts_used=8, expert_dim=768, norm_topk=True,
-    context_length=65536, tied_head=False,
-)  # fmt: skip
+THINKER = replace(Sketch.shipped().config, n_layers=1)
 TALKER = TextConfig(
     architecture="qwen3moe", n_layers=1, dim=1024, n_heads=16, n_kv_heads=2, head_dim=128, ffn_dim=0,
     vocab_size=3072, norm_eps=1e-6, rope_theta=1e6, rope_dim=128, rope_style="neox", rope_scale=1.0,
@@ -28,8 +24,8 @@ CODE_PREDICTOR = TextConfig(
     mrope_sections=None, qk_norm=True, n_experts=0, n_experts_used=0, expert_dim=0, norm_topk=False,
     context_length=32768, tied_head=False,
 )  # fmt: skip
-# Tokens of a prefill chunk, and room in the cache.
-CHUNK, CONTEXT = 512, 32768
+# Tokens of a prefill chunk; room in the cache, and in that of a frame's codes.
+CHUNK, CONTEXT, CODES = 512, 32768, 16
 
 
 def model_plans() -> Iterator[tuple[str, Callable[[Device], Plan]]]:
@@ -40,25 +36,19 @@ def model_plans() -> Iterator[tuple[str, Callable[[Device], Plan]]]:
     yield "talker frame q8", partial(_recorded, TALKER, "q8_0", "q8", 1)
     yield "talker prefill q8", partial(_recorded, TALKER, "q8_0", "q8", 32)
     for n in (1, 2):
-        yield f"code predictor {n}", partial(_recorded, CODE_PREDICTOR, "f16", "q8", n)
+        yield f"code predictor {n}", partial(_recorded, CODE_PREDICTOR, "f16", "q8", n, context=CODES)
 
 
-def _recorded(config: TextConfig, dtype: str, activations: str, n: int, device: Device) -> Plan:
+def _recorded(config: TextConfig, dtype: str, activations: str, n: int, device: Device, context: int = CONTEXT) -> Plan:
     """One layer with embedding and head: n tokens of them."""
     plan = Plan(device, dry=True, activations=activations)
     model = _model(device, config, dtype, activations)
-    width = config.n_kv_heads * config.head_dim
-    caches = [[Tensor.pending(device, (CONTEXT, width), "f16", name)] for name in ("keys", "values")]
-    cache = KVCache(*caches)
+    cache = KVCache.empty(device, config, context, "f16")
     ids = Tensor.pending(device, (n,), "u32", "ids")
     positions = Tensor.pending(device, (n, 3), "f32", "positions")
-    x = ops.embed(plan, model.weights["token_embd.weight"], ids)
-    if n <= 2:
-        h, norm = stream(plan, model, x, positions, cache), final_norm(model)
-    else:
-        h, norm = forward(plan, model, x, positions, cache), None
-    row = ops.select_row(plan, h) if n > 1 else h
-    ops.matmul(plan, row, model.head, norm=norm)
+    out = Tensor.pending(device, (1, config.vocab_size), "f32", "logits")
+    logits(plan, model, ids, positions, cache, "last", out)
+    cache.free()
     return plan
 
 
