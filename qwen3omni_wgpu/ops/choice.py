@@ -60,8 +60,10 @@ def candidates(device: Device, problem: Problem) -> list[Any]:
 
 def choose(device: Device, problem: Problem) -> Any:
     """The tuned choice where there is one and it still exists, else the rule's."""
-    if problem.op in (trial := device.cache.get(_TRIAL, {})):
-        return trial[problem.op]
+    if on_trial := device.cache.get(_TRIAL):
+        name, choice = on_trial
+        if name in (problem.op, problem.key):
+            return choice
     device.asked.setdefault(problem.key, problem)
     options = candidates(device, problem)
     tuned = device.tuned.get(problem.key)
@@ -69,10 +71,10 @@ def choose(device: Device, problem: Problem) -> Any:
 
 
 @contextmanager
-def trying(device: Device, op: str, choice: Any) -> Iterator[None]:
-    """Within, every problem of the op is solved by this choice, and what is asked is not remembered."""
+def trying(device: Device, name: str, choice: Any) -> Iterator[None]:
+    """Within, this choice solves the problem with this key, or all of the op of this name; no question is remembered."""
     asked = dict(device.asked)
-    device.cache[_TRIAL] = {op: choice}
+    device.cache[_TRIAL] = name, choice
     try:
         yield
     finally:
