@@ -72,7 +72,7 @@ def choose(device: Device, problem: Problem) -> Any:
 
 @contextmanager
 def trying(device: Device, name: str, choice: Any) -> Iterator[None]:
-    """Within, this choice solves the problem with this key, or all of the op of this name; no question is remembered."""
+    """Within, this choice solves the problem with this key, or all of an op; what is asked is not remembered."""
     asked = dict(device.asked)
     device.cache[_TRIAL] = name, choice
     try:
