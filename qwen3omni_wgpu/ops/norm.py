@@ -7,6 +7,7 @@ import numpy as np
 from ..gpu import Kernel, Plan, Tensor
 from ..reference import norm as reference
 from .guard import expect, grid_1d, require, workgroup_for
+from .quants import Quants, empty_quants, judge_quants, keep_quants
 
 # One reciprocal square root (2 ulp in WGSL) of a mean over D squares.
 TOLERANCE = 1e-5
@@ -15,24 +16,31 @@ TOLERANCE = 1e-5
 def rms_norm(plan: Plan, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last axis: x [N, D], weight [D] -> [N, D].
 
+    In a plan of 8-bit activations the same dispatch quantises the result, for the matmuls that read it.
     Source: Zhang and Sennrich 2019; transformers Qwen3RMSNorm.
     """
     n, d = _shapes("rms_norm", x, weight)
     y = plan.empty((n, d), "f32", f"{weight.name}.out")
-    kernel = _kernel(plan, d, eps, residual=False)
-    plan.add("rms_norm", kernel, [x, weight, plan.state], [y], (n, 1, 1), nbytes=8 * n * d + 4 * d, flops=4 * n * d)
+    made = _quants_of(plan, y, bindings=7)
+    kernel = _kernel(plan, d, eps, residual=False, quants=bool(made))
+    nbytes, flops = 8 * n * d + 4 * d + _bytes(made), (8 if made else 4) * n * d
+    plan.add("rms_norm", kernel, [x, weight, plan.state], [y, *made], (n, 1, 1), nbytes=nbytes, flops=flops)
 
     def twin(_: int, n_tokens: int, x: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-        return [reference.rms_norm(x[:n_tokens], weight, eps)]
+        result = reference.rms_norm(x[:n_tokens], weight, eps)
+        return [result, *(judge_quants("rms_norm", made[0], result) if made else [])]
 
-    plan.check(twin, [x, weight], [y], TOLERANCE)
+    plan.check(twin, [x, weight], [y, *made[1:]], TOLERANCE)
     return y
 
 
 def add_rms_norm(
     plan: Plan, x: Tensor, residual: Tensor, weight: Tensor, eps: float, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(s, rms_norm(s)) with s = x + residual, or factors * x + residual: all [N, D], weight and factors [D]."""
+    """(s, rms_norm(s)) with s = x + residual, or factors * x + residual: all [N, D], weight and factors [D].
+
+    The norm is quantised as in rms_norm.
+    """
     n, d = _shapes("add_rms_norm", x, weight)
     expect("add_rms_norm", residual, (n, d))
     scales = [factors] if factors is not None else []
@@ -40,17 +48,20 @@ def add_rms_norm(
         expect("add_rms_norm", tensor, (d,))
     total = plan.empty((n, d), "f32", f"{weight.name}.sum")
     y = plan.empty((n, d), "f32", f"{weight.name}.out")
-    kernel = _kernel(plan, d, eps, residual=True, scaled=bool(scales))
-    inputs = [x, residual, *scales, weight, plan.state]
-    plan.add("add_rms_norm", kernel, inputs, [total, y], (n, 1, 1), nbytes=16 * n * d + 4 * d, flops=5 * n * d)
+    made = () if scales else _quants_of(plan, y, bindings=9)
+    kernel = _kernel(plan, d, eps, residual=True, scaled=bool(scales), quants=bool(made))
+    inputs, outputs = [x, residual, *scales, weight, plan.state], [total, y, *made]
+    nbytes, flops = 16 * n * d + 4 * d + _bytes(made), (9 if made else 5) * n * d
+    plan.add("add_rms_norm", kernel, inputs, outputs, (n, 1, 1), nbytes=nbytes, flops=flops)
 
     def twin(
         _: int, n_tokens: int, x: np.ndarray, residual: np.ndarray, weight: np.ndarray, *factors: np.ndarray
     ) -> list[np.ndarray]:
         update = x[:n_tokens] * factors[0] if factors else x[:n_tokens]
-        return list(reference.add_rms_norm(update, residual[:n_tokens], weight, eps))
+        both = reference.add_rms_norm(update, residual[:n_tokens], weight, eps)
+        return [*both, *(judge_quants("add_rms_norm", made[0], both[1]) if made else [])]
 
-    plan.check(twin, [x, residual, weight, *scales], [total, y], TOLERANCE)
+    plan.check(twin, [x, residual, weight, *scales], [total, y, *made[1:]], TOLERANCE)
     return total, y
 
 
@@ -102,9 +113,26 @@ def _layer_kernel(plan: Plan, rows: int, d: int, eps: float, per_token: int, *, 
     return Kernel.of("layer_norm.wgsl", ROWS=rows, PER_TOKEN=per_token, **params)
 
 
-def _kernel(plan: Plan, d: int, eps: float, *, residual: bool, scaled: bool = False) -> Kernel:
-    params = {"D": d, "WG": workgroup_for(plan.device, d), "EPS": float(eps)}
-    return Kernel.of("rms_norm.wgsl", RESIDUAL=residual, SCALED=scaled, **params)
+def _kernel(plan: Plan, d: int, eps: float, *, residual: bool, scaled: bool = False, quants: bool = False) -> Kernel:
+    if quants:
+        wg = workgroup_for(plan.device, d // 8)
+        return Kernel.of("rms_norm_q8.wgsl", D=d, WG=wg, EPS=float(eps), RESIDUAL=residual)
+    params = {"D": d, "WG": workgroup_for(plan.device, d), "EPS": float(eps), "RESIDUAL": residual}
+    return Kernel.of("rms_norm.wgsl", SCALED=scaled, **params)
+
+
+def _quants_of(plan: Plan, y: Tensor, bindings: int) -> Quants | tuple[()]:
+    """Where a norm leaves its result in 8 bits: nowhere if no matmul wants it, or a shader binds too few buffers."""
+    allowed = plan.device.limits["max-storage-buffers-per-shader-stage"]
+    if plan.activations != "q8" or y.shape[1] % 32 or bindings > allowed:
+        return ()
+    made = empty_quants(plan, y)
+    keep_quants(plan, y, made)
+    return made
+
+
+def _bytes(made: Quants | tuple[()]) -> int:
+    return sum(tensor.nbytes for tensor in made)
 
 
 def _shapes(op: str, x: Tensor, weight: Tensor) -> tuple[int, int]:

@@ -250,6 +250,11 @@ def rows(most: int, width: st.SearchStrategy[int], key: str = "d") -> st.SearchS
     return st.fixed_dictionaries({"n": some(1, most), key: width})
 
 
+def norms() -> st.SearchStrategy[dict[str, Any]]:
+    width = st.one_of(some(1, 700), blocks(20))
+    return st.fixed_dictionaries({"n": some(1, 9), "d": width, "act": st.sampled_from(("f32", "q8"))})
+
+
 def with_used(most: int, width: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[dict[str, Any]]:
     """n rows of which `used` count."""
     shapes = some(1, most).flatmap(lambda n: st.fixed_dictionaries({"n": st.just(n), "used": some(1, n)}))
@@ -285,8 +290,8 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {"n": some(1, 4), "t": some(1, 9), "f": some(1, 9), "c": some(1, 12), "valid": some(1, 40), "scale": some(1, 4)}
     ),
     "add_rows": st.fixed_dictionaries({"n": some(1, 9), "v": some(1, 40), "d": fours(80), "k": some(1, 5)}),
-    "rms_norm": rows(9, some(1, 700)),
-    "add_rms_norm": st.fixed_dictionaries({"n": some(1, 9), "d": some(1, 700), "scaled": st.booleans()}),
+    "rms_norm": norms(),
+    "add_rms_norm": st.builds(lambda shape, scaled: {**shape, "scaled": scaled}, norms(), st.booleans()),
     "layer_norm": st.fixed_dictionaries({"n": some(1, 7), "d": some(1, 700), "per_token": some(1, 4)}),
     "add_layer_norm": rows(9, some(1, 700)),
     "rope": ropes(),

@@ -77,11 +77,13 @@ def _softmax(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
     return [softmax(plan, normal(plan, rng, n, d, scale=4.0))]
 
 
-def _rms_norm(plan: Plan, rng: Rng, n: int, d: int) -> list[Tensor]:
+def _rms_norm(plan: Plan, rng: Rng, n: int, d: int, act: str = "f32") -> list[Tensor]:
+    plan.activations = act
     return [rms_norm(plan, normal(plan, rng, n, d), normal(plan, rng, d, name="weight"), 1e-6)]
 
 
-def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int, scaled: bool = False) -> list[Tensor]:
+def _add_rms_norm(plan: Plan, rng: Rng, n: int, d: int, scaled: bool = False, act: str = "f32") -> list[Tensor]:
+    plan.activations = act
     x, residual = normal(plan, rng, n, d), normal(plan, rng, n, d, name="residual")
     factors = normal(plan, rng, d, name="factors") if scaled else None
     return list(add_rms_norm(plan, x, residual, normal(plan, rng, d, name="weight"), 1e-5, factors))
@@ -124,6 +126,9 @@ CASES: tuple[Case, ...] = (
     *(case("add_rows", n=n, v=v, d=d, k=k) for n, v, d, k in ((13, 1500, 1280, 1), (9, 2304, 1152, 4), (3, 5, 12, 2))),
     *(case("rms_norm", n=n, d=d) for n, d in ((1, 2048), (5, 576), (3, 100), (128, 64))),
     *(case("add_rms_norm", n=n, d=d) for n, d in ((1, 2048), (7, 576), (2, 33))),
+    # In 8 bits as well; rows that are not whole blocks stay float.
+    *(case("rms_norm", n=n, d=d, act="q8") for n, d in ((1, 2048), (5, 576), (3, 32), (2, 100))),
+    *(case("add_rms_norm", n=n, d=d, act="q8") for n, d in ((3, 2048), (7, 96), (2, 33))),
     *(case("add_rms_norm", n=n, d=d, scaled=True) for n, d in ((4, 1024), (2, 33))),
     *(case("layer_norm", n=n, d=d, per_token=p) for n, d, p in ((3, 1280, 1), (2, 1152, 4), (3, 4608, 1), (5, 33, 2))),
     *(case("add_layer_norm", n=n, d=d) for n, d in ((3, 1280), (7, 100))),
