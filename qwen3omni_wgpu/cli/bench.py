@@ -18,6 +18,8 @@ from qwen3omni_wgpu.cli import tables
 from qwen3omni_wgpu.cli.bench_media import MediaTest, measured, media_tests
 from qwen3omni_wgpu.cli.bench_speech import KINDS, SpeechTest, measured_speech, speech_tests
 from qwen3omni_wgpu.cli.measure import bytes_per_token, copy_rate
+from qwen3omni_wgpu.cli.predict import COLUMNS as PREDICTED
+from qwen3omni_wgpu.cli.predict import predictions, refuse_others
 from qwen3omni_wgpu.cli.session import note, opened, set_up_logging
 from qwen3omni_wgpu.cli.tables import Row
 from qwen3omni_wgpu.cli.verbs import Common, verb
@@ -78,10 +80,17 @@ def bench(
     large: Annotated[
         bool, typer.Option("--large", help="bench ops: real sizes, too; their error is not checked")
     ] = False,
+    predict: Annotated[
+        str,
+        typer.Option(
+            "--predict", metavar="PROFILE", help="run nothing: predict a device (strix-halo, h200, ..., lavapipe, here)"
+        ),
+    ] = "",
 ) -> int:
     """Tokens a second in llama-bench's table, with GB/s and per cent of the copy rate measured in the same run.
 
-    t/s count embeddings for --media and frames of 80 ms for --speech.
+    t/s count embeddings for --media and frames of 80 ms for --speech. --predict computes the table from the cost model
+    instead, without -m for the 30B thinker: docs/PERFORMANCE.md.
     """
     form = "json" if common.json else output
     tables.check_format(form)
@@ -95,6 +104,11 @@ def bench(
     elif what is not None:
         raise InvalidRequest(f"bench measures a model (-m), or `ops`, `tts` or `code2wav` alone, not {what!r}")
     prompts, gens, depths = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
+    if predict:
+        refuse_others(what, media, speech, form)
+        set_up_logging(common)
+        tables.write(predictions(common, predict, prompts, gens, depths), form, PREDICTED)
+        return 0
     towers, voices = media_tests(media), speech_tests(speech)
     columns = _COLUMNS | (_MEDIA_COLUMNS if towers or voices else {}) | (_SPEECH_COLUMNS if voices else {})
     with opened(_with_context(common, prompts, gens, depths)) as omni:

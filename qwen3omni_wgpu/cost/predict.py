@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..gpu import Device
 from ..models.text import TextModel
 from .paper import buckets, decode_plan, prefill_plan
 from .profile import Costs
@@ -50,14 +51,18 @@ def predict_decode(costs: Costs, model: TextModel, n: int, depth: int, context: 
 
 def predict_prefill(costs: Costs, model: TextModel, n: int, depth: int, context: int, kv_type: str) -> Prediction:
     """A prompt of n tokens after `depth` others, in chunks as the engine cuts it, without logits at its end."""
-    largest = buckets(model.device)[-1]
-    chunks = []
-    for start in range(0, n, largest):
-        size = min(largest, n - start)
-        bucket = next(bucket for bucket in buckets(model.device) if bucket >= size)
-        plan = prefill_plan(model, depth + start, size, context, kv_type)
-        chunks.append(works(plan, model, bucket, size))
+    chunks, at = [], depth
+    for bucket, used in steps_of(model.device, n):
+        chunks.append(works(prefill_plan(model, at, used, context, kv_type), model, bucket, used))
+        at += used
     return _sum(costs, chunks, n)
+
+
+def steps_of(device: Device, n: int) -> list[tuple[int, int]]:
+    """How the engine cuts a prompt of n tokens: (tokens that the plan is recorded for, tokens that it is used for)."""
+    sizes = buckets(device)
+    used = [min(sizes[-1], n - start) for start in range(0, n, sizes[-1])]
+    return [(next(size for size in sizes if size >= count), count) for count in used]
 
 
 def _sum(costs: Costs, steps: list[list[Work]], tokens: int, repeat: int = 1) -> Prediction:

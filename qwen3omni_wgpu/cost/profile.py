@@ -25,9 +25,18 @@ STATUS = ("published", "derived", "estimated", "goal", "measured")
 class Costs(Protocol):
     """What predictions need to know of a device."""
 
-    name: str
-    about: str
-    overlap: bool  # the host prepares the next step while the device runs this one
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> str:
+        """One line for people."""
+        ...
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the host prepares the next step while the device runs this one."""
+        ...
 
     def seconds(self, work: Work) -> float:
         """Of one dispatch on the device."""
