@@ -67,6 +67,8 @@ def choose(device: Device, problem: Problem) -> Any:
     device.asked.setdefault(problem.key, problem)
     options = candidates(device, problem)
     tuned = device.tuned.get(problem.key)
+    if tuned is None:
+        return options[0]
     return next((option for option in options if asdict(option) == tuned), options[0])
 
 
