@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..gpu import Device, Kernel, Plan, Tensor
-from . import pairs
+from . import pairs, row_chunks
 from .choice import Problem, candidates_for
 from .guard import expect
 from .norm import rms_norm
 from .pair_matvec import Around, Norm, pair_matvec
-from .variant import Variant, is_packed, pair_variants, variant_for, weight_type
+from .variant import Variant, is_packed, pair_variants, row_variants, variant_for, weight_type
 
 MOST_TOKENS = 2
 APART = Variant("matvec")  # instead of one dispatch: the norm, the matmul and the addition have their own
@@ -35,7 +35,7 @@ def _candidates(device: Device, problem: Problem) -> list[Variant]:
     others = [replace(rule, rows=rows, workgroup=threads) for rows in (4, 8) for threads in (8, 16)]
     limit = device.limits["max-compute-workgroup-storage-size"]
     others = [v for v in others if workgroup_bytes(problem["packed"], n * d, v) <= limit]
-    return list(dict.fromkeys([rule, *others]))
+    return list(dict.fromkeys([*row_variants(device, problem), rule, *others]))
 
 
 def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | None) -> bool:
@@ -51,6 +51,8 @@ def fits(plan: Plan, x: Tensor, weights: Sequence[Tensor], variant: Variant | No
 def has_room(plan: Plan, packed: bool, n: int, d: int, v: Variant) -> bool:
     """Whether a workgroup's memory holds n rows of x for the variant, and the variant is for that."""
     limit = plan.device.limits["max-compute-workgroup-storage-size"]
+    if v.shader == row_chunks.SHADER:
+        return d % 32 == 0
     if v.shader == pairs.SHADER:
         size = v.lanes, v.rows, v.tokens, v.workgroup
         return pairs.in_pairs(d) and pairs.workgroup_bytes(size, packed, d, n) <= limit
@@ -93,7 +95,7 @@ def fused_into(
     n, d = x.shape
     rows, width = y.shape
     variant = variant or variant_for(plan, "fused", w, n, w.shape[-2], d)
-    if variant.shader == pairs.SHADER:
+    if variant.around:
         per_x = ids.shape[1] if ids is not None else 1
         around = Around(norm=norm, residual=residual, glu=glu, ids=ids, per_x=per_x)
         return pair_matvec(plan, op, x, w, y, column, variant, around)

@@ -13,7 +13,6 @@ from ..gpu import Kernel, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import gelu, gelu_tanh, swiglu
 from ..reference.norm import rms_norm
-from . import pairs
 from .elementwise import add, swiglu_joined
 from .fused import Norm, expect_around, fits, fused_into, normed
 from .guard import QUANTISED, WEIGHTS, expect, grid_1d, require
@@ -109,7 +108,7 @@ def _matmul_into(
     if glu:  # half of the rows are gates
         variant = replace(variant, rows=max(2, variant.rows))
     packed = is_packed(plan, w)
-    if variant.shader == pairs.SHADER:
+    if variant.around:
         around = Around(bias=bias, act=act, glu=glu)
         return pair_matvec(plan, op, quantize_q8(plan, x) if packed else x, w, y, column, variant, around)
     inputs = [*(quantize_q8(plan, x) if packed else (x,)), plan.state, *([bias] if bias is not None else [])]
@@ -266,7 +265,7 @@ def moe_matmul(plan: Plan, x: Tensor, w: Tensor, ids: Tensor, *, variant: Varian
         plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))
         return y
     variant = replace(variant or variant_for(plan, "moe_matmul", w, n * k, f, d, k=k), tokens=1)
-    if variant.shader == pairs.SHADER:
+    if variant.around:
         around = Around(ids=ids, per_x=k if shared else 1)
         pair_matvec(plan, "moe_matmul", tuple(inputs) if packed else x, w, y, 0, variant, around)
         plan.check(twin, [x, w, ids], [y], tolerance, steps=len(w.parts))

@@ -11,7 +11,6 @@ from ..gpu import Kernel, Part, Plan, Tensor
 from ..reference import matmul as reference
 from ..reference.elementwise import swiglu as swiglu_twin
 from ..reference.moe import moe_combine as moe_combine_twin
-from . import pairs
 from .elementwise import add, swiglu
 from .fused import MOST_TOKENS, fits, fused_into, has_room
 from .guard import WEIGHTS, expect, require
@@ -91,7 +90,7 @@ def moe_down(
     y = plan.empty((n, d), "f32", f"{w.name}.out")
     packed = is_packed(plan, w)
     rest = [residual] if residual is not None else []
-    if variant.shader == pairs.SHADER:
+    if variant.around:
         pair_matvec(plan, op, x, w, y, 0, variant, Around(ids=ids, shares=weights, residual=residual))
     else:
         _down_into(plan, x, w, ids, weights, rest, y, variant)

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from ..gpu import Kernel, Plan, Tensor
-from . import pairs
+from . import pairs, row_chunks
 from .guard import require
+from .row_matvec import row_matvec
 from .variant import Variant, is_packed
 
 # RMS norm: weight [D] and what is added to the mean of the squares.
@@ -36,6 +37,9 @@ def pair_matvec(
 
     x is float32, then quantised on the way if the plan asks for it, or what quantize_q8 made of it.
     """
+    if variant.shader == row_chunks.SHADER:
+        assert isinstance(x, Tensor)  # it takes float32 alone
+        return row_matvec(plan, op, x, w, y, column, variant, around)
     ids, glu, gather = around.ids, around.glu, around.shares is not None
     apart = ids is not None and not glu and not gather  # parts of the weight hold some of the experts each
     require(op, pairs.in_pairs(w.shape[-1]), f"{w.name} has rows of {w.shape[-1]}, not a multiple of 64")

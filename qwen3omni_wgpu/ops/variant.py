@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..gpu import Device, Plan, Tensor
-from . import pairs, tiles
+from . import pairs, row_chunks, tiles
 from .choice import Problem, candidates_for, choose
 from .guard import QUANTISED
 
@@ -32,6 +32,11 @@ class Variant:
     tokens: int = 1
     workgroup: int = 32
     wide: bool = False  # 64-bit loads of the weights, where the type and the device have them (not in matmul)
+
+    @property
+    def around(self) -> bool:
+        """Whether its kernel does all that may stand around the product (pair_matvec.py)."""
+        return self.shader in (pairs.SHADER, row_chunks.SHADER)
 
 
 def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> Variant:
@@ -60,7 +65,7 @@ def _for_matmul(device: Device, problem: Problem) -> list[Variant]:
     rule = _by_rule(device, n, f, d)
     if rule.shader == pairs.SHADER:
         return pair_variants(device, problem["packed"], n, f, d)
-    return _and_others(rule, device, d)
+    return row_variants(device, problem) + _and_others(rule, device, d)
 
 
 @candidates_for("moe_matmul")
@@ -69,7 +74,7 @@ def _for_moe_matmul(device: Device, problem: Problem) -> list[Variant]:
     rule = replace(_by_rule(device, problem["n"], f, d, experts=True), tokens=1)
     if rule.shader == pairs.SHADER:
         return pair_variants(device, problem["packed"], 1, f, d)
-    return _and_others(rule, device, d)
+    return row_variants(device, problem) + _and_others(rule, device, d)
 
 
 def _and_others(rule: Variant, device: Device, d: int) -> list[Variant]:
@@ -88,6 +93,11 @@ def pair_variants(device: Device, packed: bool, n: int, f: int, d: int, staged: 
     threads = device.limits["max-compute-invocations-per-workgroup"]
     fit = [size for size in pairs.sizes(n, f, d) if pairs.workgroup_bytes(size, packed, d, staged) <= limit]
     return [Variant(pairs.SHADER, *size) for size in fit if size[3] <= threads]
+
+
+def row_variants(device: Device, problem: Problem) -> list[Variant]:
+    """Ways of the software adapters' matvec, where it is of use: the rule's choice, then its like."""
+    return [Variant(row_chunks.SHADER, *size, wide=True) for size in row_chunks.sizes(device, problem)]
 
 
 def variant_for(plan: Plan, op: str, w: Tensor, n: int, f: int, d: int, **more: int) -> Variant:
