@@ -9,9 +9,14 @@ from .guard import QUANTISED
 # (threads side by side along the rows of the weight, rows a thread, tokens a thread, threads in all)
 Size = tuple[int, int, int, int]
 
+# From the largest down: large tiles load each value less often, small ones keep a whole GPU busy with little work.
 # Packed products need few registers for what they multiply, so more sums fit a thread.
-PACKED: tuple[Size, ...] = ((16, 4, 8, 256), (16, 4, 4, 256), (16, 8, 4, 256), (32, 4, 8, 256), (16, 4, 8, 128))
-FLOAT: tuple[Size, ...] = ((16, 4, 4, 256), (16, 4, 8, 256), (16, 8, 4, 256))
+PACKED: tuple[Size, ...] = ((16, 4, 8, 256), (16, 4, 4, 256), (16, 4, 4, 128), (16, 4, 2, 128))
+FLOAT: tuple[Size, ...] = ((16, 4, 4, 256), (16, 4, 4, 128), (16, 4, 2, 128))
+# Not the rule's choice anywhere, but worth a try.
+OTHERS: tuple[Size, ...] = ((16, 8, 4, 256), (32, 4, 8, 256), (16, 4, 8, 128))
+# Workgroups that leave no unit of the largest APU (40 of them) idle.
+ENOUGH = 80
 # An expert has few tokens: what a tile is too wide is computed for nothing. From 16 slots an expert on, 32 wide.
 FEW: tuple[Size, ...] = ((16, 4, 2, 128), (16, 4, 4, 128), (16, 4, 2, 64))
 SOME: tuple[Size, ...] = ((16, 4, 4, 128), (16, 4, 2, 128), (16, 4, 4, 256), (16, 4, 8, 128))
@@ -41,8 +46,15 @@ def workgroup_bytes(size: Size, packed: bool, kind: str, d: int) -> int:
 
 
 def dense(device: Device, problem: Problem) -> list[Size]:
-    """Tiles of a matrix product."""
-    return _fitting(device, problem, PACKED if problem["packed"] else FLOAT)
+    """Tiles of a matrix product: the largest of which there are enough, else the smallest; then the others."""
+    found = _fitting(device, problem, PACKED if problem["packed"] else FLOAT)
+    rule = next((size for size in found if _count(size, problem["f"], problem["n"]) >= ENOUGH), found[-1])
+    return list(dict.fromkeys([rule, *found, *_fitting(device, problem, OTHERS)]))
+
+
+def _count(size: Size, f: int, n: int) -> int:
+    of_f, of_n = extent(size)
+    return -(-f // of_f) * -(-n // of_n)
 
 
 def grouped(device: Device, problem: Problem) -> list[Size]:
