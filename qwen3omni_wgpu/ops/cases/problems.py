@@ -53,9 +53,9 @@ def _fused(problem: Problem, limits: Limits) -> Case:
 def _moe_matmul(problem: Problem, limits: Limits) -> Case:
     f, d, dtype = problem["f"], problem["d"], problem["type"]
     k = problem.get("k") or _chosen(problem["n"])
-    n = limits.tokens(problem["n"] // k)
     f = min(f, CHECKED_ROWS) if limits.small else f
     e = limits.experts(2 * k, f, d, dtype)
+    n = min(problem["n"] // k, e // k)  # no more slots than experts, or they would be grouped
     return case("moe_matmul", type=dtype, n=n, k=k, e=e, f=f, d=d, shared=k > 1, act=_activations(problem))
 
 
