@@ -13,12 +13,14 @@ from typing import Any
 
 from .. import ops
 from ..engine import BUCKETS, BUCKETS_GPU
+from ..errors import InvalidRequest
 from ..formats.gguf import GGUFFile
 from ..gpu import AdapterInfo, Device, Plan, Tensor
 from ..gpu.tensor import nbytes_of
 from ..models.config import TextConfig, tensor_shapes, text_config
 from ..models.text import TOGETHER, KVCache, TextModel
 from ..models.text import logits as logits_of
+from ..ops.guard import WEIGHTS
 from ..step_inputs import StepInputs
 
 # The dimensions of published models, for predictions without a file.
@@ -74,7 +76,12 @@ class Sketch:
 
     @classmethod
     def shipped(cls, name: str = "qwen3-omni-30b-a3b", type: str = "q8_0") -> Sketch:
-        """Of a model whose dimensions come with the package; matrices of one type, vectors and routers float32."""
+        """Of a model whose dimensions come with the package; matrices of one type, vectors and routers float32.
+
+        InvalidRequest for a type that no kernel reads.
+        """
+        if type not in WEIGHTS:
+            raise InvalidRequest(f"--type {type} is not one of {', '.join(WEIGHTS)}")
         facts = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
         sections = facts["config"]["mrope_sections"]
         config = TextConfig(**facts["config"] | {"mrope_sections": tuple(sections) if sections else None})

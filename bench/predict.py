@@ -1,0 +1,112 @@
+"""The cost model against the clock: predicted and measured tokens a second on this device, and the error.
+
+    python bench/predict.py [MODEL.gguf ...] [-n 16] [-p 128] [-d 0,512] [-r 5] [--device NAME] [--clock wall|cpu]
+
+Without MODEL: SmolLM2 (QWEN3OMNI_MODEL, or the installed package) and two tiny random models, a dense one and a mixture
+of experts, of widths that are drawn anew. The profile is measured by micro-benchmarks (cost/calibrate.py) right before
+each model; the model itself runs only afterwards. --clock cpu counts the processor time of the process instead: on a
+software adapter of a machine that others use, too, that is what can be compared. The last line is JSON.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qwen3omni_wgpu import GenerationConfig, Omni
+from qwen3omni_wgpu.cost import PaperDevice, Sketch, calibrate, paper_model, predict_decode, predict_prefill, steps_of
+from qwen3omni_wgpu.formats.gguf import read_gguf
+from qwen3omni_wgpu.locate import locate
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def tiny_models(folder: Path) -> Iterator[Path]:
+    """Models whose time is mostly that of dispatches."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from tiny_gguf import write_tiny
+
+    draw = random.Random()
+    sizes = {"dim": 64 * draw.randint(2, 6), "n_layers": draw.randint(3, 6), "head_dim": 64, "vocab": 4096}
+    common = sizes | {"type": "q8_0", "context_length": 2048, "n_heads": 8, "n_kv_heads": 2}
+    yield write_tiny(folder / "dense.gguf", arch="qwen3", ffn_dim=64 * draw.randint(4, 12), **common)
+    yield write_tiny(folder / "experts.gguf", arch="qwen3moe", expert_dim=32 * draw.randint(2, 6), **common)
+
+
+def measured(omni: Omni, depth: int, n: int, answer: bool, clock: Callable[[], float]) -> float:
+    """Tokens a second of n tokens after `depth` others, one by one or as a prompt."""
+    engine = omni.engine
+    before = [11 + i % 97 for i in range(depth)]
+    if engine.tokens[:depth] != before:
+        engine.reset()
+        engine.prefill(before)
+    engine.reset(keep=depth)
+    omni.device.wait()
+    start = clock()
+    if answer:
+        config = GenerationConfig(temperature=0, max_tokens=n + 1).resolved({})
+        for index, _ in enumerate(engine.generate([*before, 7], config, frozenset())):
+            if index == 0:  # the first token is the prompt's work
+                start = clock()
+    else:
+        engine.prefill([13 + i % 89 for i in range(n)])
+        omni.device.wait()
+    return n / (clock() - start)
+
+
+def compared(path: Path, options: argparse.Namespace) -> Iterator[dict]:
+    """Predictions first, then measurements of the same tests."""
+    clock = CLOCKS[options.clock]
+    sketch = Sketch.of_file(read_gguf(path))
+    context = max(options.d) + max(options.p, options.n) + 2
+    with Omni.from_pretrained(path, ctx_size=context, device=options.device) as omni:
+        device, kv_type = omni.device, omni.engine.kv_type
+        model = paper_model(sketch, PaperDevice.like(device), omni.engine.model.activations)
+        buckets = {1, *(bucket for bucket, _ in steps_of(device, options.p))}
+        costs = calibrate(device, sketch, model.activations, kv_type, buckets, options.r, clock=clock)
+        for depth in options.d:
+            for n, answer in ((options.p, False), (options.n, True)):
+                predict = predict_decode if answer else predict_prefill
+                expected = predict(costs, model, n, depth, context, kv_type).rate
+                runs = [measured(omni, depth, n, answer, clock) for _ in range(options.r + 1)][1:]
+                found = statistics.median(runs)
+                yield {
+                    "model": path.name,
+                    "device": str(device.info),
+                    "clock": options.clock,
+                    "test": f"{'tg' if answer else 'pp'}{n}" + (f" @ d{depth}" if depth else ""),
+                    "predicted": expected,
+                    "measured": found,
+                    "runs": runs,
+                    "error": expected / found - 1,
+                }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("-n", type=int, default=16, help="tokens to decode")
+    parser.add_argument("-p", type=int, default=128, help="tokens of the prompt")
+    parser.add_argument("-d", type=lambda text: [int(part) for part in text.split(",")], default=[0, 512])
+    parser.add_argument("-r", type=int, default=5, help="runs of each")
+    parser.add_argument("--device")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in options.models or [locate(None), *tiny_models(Path(folder))]:
+            for row in compared(path, options):
+                results.append(row)
+                rates = f"predicted {row['predicted']:9.2f}   measured {row['measured']:9.2f} t/s"
+                print(f"{row['model']:40} {row['test']:14} {rates}   error {100 * row['error']:+6.1f} %", flush=True)
+    print(f"largest error {100 * max(abs(row['error']) for row in results):.1f} % ({options.clock} clock)")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
