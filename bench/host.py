@@ -83,7 +83,7 @@ def around(engine: Engine, plan: Plan) -> dict[str, float]:
     engine.device.wait()
     write = timed(lambda: engine._in.write_next(0, np.zeros(3, np.float32)))
     engine.device.wait()
-    return {"inputs_ms": write, "read_ms": timed(lambda: engine._reads[0, False].submit([plan]).result())}
+    return {"inputs_ms": write, "read_ms": timed(lambda: engine._reads[plan.name].submit([plan]).result())}
 
 
 def runs(repeat: int, once: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
@@ -102,7 +102,7 @@ def main() -> None:
         device.info = dataclasses.replace(info, kind="integrated" if info.software else info.kind)
         engine = Engine(thinker(device, arguments.activations), CTX)
         start = time.perf_counter()
-        plans = [engine._forward_plan(1, "last"), engine._sample_plan(0, False)]
+        plans = [engine._forward_plan(1, "last"), engine._argmax_plan()]
         recorded = time.perf_counter() - start
         device.info = info
         engine._in.state.write(np.zeros(2, np.uint32))

@@ -1,8 +1,8 @@
 """Token ids in, token ids out: prefill in chunks, decode, KV cache, sampling. Knows neither text nor sound.
 
 What pictures and sounds became comes as rows that replace embeddings (inputs/prompt.py). All that changes from step to
-step lies in small GPU buffers (step_inputs.py), so one recorded plan serves every token. Greedy decoding submits step
-t + 1 before the host has read token t.
+step lies in small GPU buffers (step_inputs.py), so one recorded plan serves every token. Tokens are drawn on the GPU,
+and step t + 1 is submitted before the host has read token t; only what a few candidates cannot decide goes to the host.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from .models.rehearse import rehearse
 from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
 from .ops.choice import Problem
+from .ops.pick import SETTINGS
 from .runner import Runner
-from .sampler import GenerationConfig, Sampler
+from .sampler import NO_TOKEN, GenerationConfig, Sampler
 from .step_inputs import StepInputs
 
 # Tokens a plan is recorded for; a chunk runs in the smallest that holds it, and its empty rows are skipped.
@@ -86,6 +87,8 @@ class Engine:
         self._in = StepInputs(self.device, model.config, self.buckets[-1])
         self._logits = Tensor.empty(self.device, (1, model.config.vocab_size), "f32", "logits")
         self._recent: Tensor | None = None
+        self._seen: Tensor | None = None
+        self._draw = Tensor.empty(self.device, (SETTINGS,), "f32", "draw")
         self._options = Tensor.empty(self.device, (4,), "f32", "penalties")
         self._plans: dict[Any, Plan] = {}
         self._reads: dict[Any, ReadBack] = {}
@@ -232,7 +235,8 @@ class Engine:
             self.timings.prompt_s = time.perf_counter() - start
             return
         sampler = Sampler(config, prompt.ids)
-        steps = self._greedy(limit) if self._plain(sampler) else self._sampled(sampler, config.logprobs, limit)
+        drawn = sampler.decided and config.logprobs == 0
+        steps = self._drawn(sampler, limit) if drawn else self._sampled(sampler, config.logprobs, limit)
         for count, token in enumerate(steps, 1):
             now = time.perf_counter()
             if count == 1:  # the first token is the prompt's work
@@ -244,19 +248,21 @@ class Engine:
             if finish:
                 return
 
-    @staticmethod
-    def _plain(sampler: Sampler) -> bool:
-        return sampler.greedy and sampler.wanted == 0 and not sampler.penalising
-
-    def _greedy(self, limit: int) -> Iterator[Token]:
-        """The most likely token each time, chosen on the GPU; the next step is submitted before this one is read."""
-        plans = [self._forward_plan(1, "last"), self._sample_plan(0, False)]
-        read = self._reads[0, False]
+    def _drawn(self, sampler: Sampler, limit: int) -> Iterator[Token]:
+        """Tokens chosen on the GPU; the next step is submitted before this one is read."""
+        plain = sampler.greedy and not sampler.penalising
+        plans = [self._forward_plan(1, "last"), self._argmax_plan() if plain else self._pick_plan(sampler)]
+        read = self._reads[plans[1].name]
+        if not plain:
+            self._write_draw(sampler, None)
         current = self.runner.start(plans[1:], read)
         for count in range(1, limit + 1):
             following = None
             if count < limit:
                 self._in.write_next(self.n_past, self._next_position())
+                if not plain:
+                    # The window moves by the token that is not read yet: it is counted on the GPU.
+                    self._write_draw(sampler, sampler.leaving)
                 following = self.runner.start(plans, read)
             token = self._known(int(current.result()[0][0]))
             try:
@@ -265,15 +271,18 @@ class Engine:
                 if following is not None:
                     following.result()  # gives its buffer back
                 raise
+            sampler.accept(token)
             self._keep(Step([token], [token], self._next_position()[None]))
             if following is None:
                 return
             current = following
 
     def _known(self, token: int) -> int:
-        """The argmax of logits that are not numbers is no token."""
+        """What is drawn from logits that are no numbers, or all -inf, is no token."""
         if token < self.model.config.vocab_size:
             return token
+        if token > self.model.config.vocab_size:
+            raise InvalidRequest(NO_TOKEN)
         raise OmniError(
             "the model computed logits that are no numbers; damaged weights or a driver fault: "
             "run `qwen3omni doctor`, or try again with QWEN3OMNI_DEBUG=1 to find the op"
@@ -281,11 +290,9 @@ class Engine:
 
     def _sampled(self, sampler: Sampler, logprobs: int, limit: int) -> Iterator[Token]:
         """Candidates from the GPU, the draw on the host."""
-        wanted = min(max(1, sampler.wanted), self.model.config.vocab_size)
         for _ in range(limit):
-            penalised = self._write_penalties(sampler)
-            plan = self._sample_plan(wanted, penalised)
-            ids, values = self._run([plan], self._reads[wanted, penalised])
+            plan = self._candidates_plan(sampler)
+            ids, values = self._run([plan], self._reads[plan.name])
             logits, logsumexp = values[:-1], float(values[-1])
             order = np.lexsort((ids, -logits))
             ids, logits = ids[order], logits[order]
@@ -314,6 +321,22 @@ class Engine:
         wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise InvalidRequest(f"token {wrong} does not exist: the model's vocabulary has {vocabulary}")
+
+    def _write_draw(self, sampler: Sampler, leaving: int | None) -> None:
+        vocabulary = self.model.config.vocab_size
+        self._draw.write(sampler.numbers(vocabulary if leaving is None else leaving))
+
+    def _counts(self, sampler: Sampler) -> Tensor | None:
+        """How often each token is in the penalties' window, on the device; None without penalties."""
+        if not sampler.penalising:
+            return None
+        counts = np.zeros(self.model.config.vocab_size, np.uint32)
+        ids, times = sampler.penalties()
+        counts[ids] = times
+        if self._seen is None:
+            self._seen = Tensor.empty(self.device, counts.shape, "u32", "seen")
+        self._seen.write(counts)
+        return self._seen
 
     def _write_penalties(self, sampler: Sampler) -> bool:
         if not sampler.penalising:
@@ -354,22 +377,41 @@ class Engine:
             self._reads[name] = ReadBack(self.device, kept)
         return plan
 
-    def _sample_plan(self, wanted: int, penalised: bool) -> Plan:
-        """From self._logits to the next id (wanted 0, written where the next step reads it) or to candidates."""
-        key = ("sample", wanted, penalised)
-        if key in self._plans:
-            return self._plans[key]
-        plan = Plan(self.device, f"sample {wanted or 'argmax'}", self._in.state)
-        if penalised:
-            assert self._recent is not None
-            ops.penalize(plan, self._logits, self._recent, self._options)
-        if wanted:
-            outputs = list(ops.top_k(plan, self._logits, wanted))
-        else:
-            outputs = [ops.argmax(plan, self._logits, out=self._in.ids.first(1))]
-        self._plans[key] = plan.finish(keep=outputs)
-        self._reads[wanted, penalised] = ReadBack(self.device, outputs)
-        return plan
+    def _argmax_plan(self) -> Plan:
+        """From self._logits to the next id, written where the next step reads it."""
+        out = self._in.ids.first(1)
+        return self._last_plan("sample argmax", lambda plan: [ops.argmax(plan, self._logits, out=out)])
+
+    def _pick_plan(self, sampler: Sampler) -> Plan:
+        """As `_argmax_plan`, drawn under self._draw; the counts of the penalties' window are those of the sampler."""
+        seen, k = self._counts(sampler), self._wanted(sampler)
+        name = f"sample pick {k}" + (" penalised" if seen else "")
+        out = self._in.ids.first(1)
+        return self._last_plan(name, lambda plan: [ops.pick(plan, self._logits, self._draw, k, seen=seen, out=out)])
+
+    def _candidates_plan(self, sampler: Sampler) -> Plan:
+        """From self._logits to the candidates that the host draws from."""
+
+        def record(plan: Plan) -> list[Tensor]:
+            if penalised:
+                assert self._recent is not None
+                ops.penalize(plan, self._logits, self._recent, self._options)
+            return list(ops.top_k(plan, self._logits, k))
+
+        k, penalised = self._wanted(sampler), self._write_penalties(sampler)
+        return self._last_plan(f"sample {k}" + (" penalised" if penalised else ""), record)
+
+    def _wanted(self, sampler: Sampler) -> int:
+        return min(max(1, sampler.wanted), self.model.config.vocab_size)
+
+    def _last_plan(self, name: str, record: Callable[[Plan], list[Tensor]]) -> Plan:
+        """A plan for what comes after the logits; what `record` returns is read back."""
+        if name not in self._plans:
+            plan = Plan(self.device, name, self._in.state)
+            outputs = record(plan)
+            self._plans[name] = plan.finish(keep=outputs)
+            self._reads[name] = ReadBack(self.device, outputs)
+        return self._plans[name]
 
     def _run(self, plans: list[Plan], read: ReadBack) -> list[np.ndarray]:
         """Run plans and wait for the values of `read`."""
@@ -383,7 +425,7 @@ class Engine:
             read.free()
         self._cache.free()
         self._in.free()
-        for tensor in (self._logits, self._options, self._recent):
+        for tensor in (self._logits, self._options, self._draw, self._recent, self._seen):
             if tensor is not None:
                 tensor.free()
         self._plans, self._reads = {}, {}

@@ -1,7 +1,8 @@
-"""Choosing the next token on the host: settings, penalties' window, filters and the draw.
+"""Choosing the next token: settings, penalties' window, filters and the draw.
 
-The chain is llama.cpp's: penalties, top_k, top_p, min_p, temperature, draw. The GPU applies the penalties and hands
-back the few largest logits; only when these cannot decide exactly are all logits fetched.
+The chain is llama.cpp's: penalties, top_k, top_p, min_p, temperature, draw. Where a few candidates always decide, the
+GPU runs all of it with `numbers` from here. Else it applies the penalties and hands back the few largest logits, and
+the rest is done here; only when these cannot decide exactly are all logits fetched.
 """
 
 import math
@@ -17,6 +18,9 @@ from qwen3omni_wgpu.errors import InvalidModelFile, InvalidRequest, OmniError
 
 MAX_CANDIDATES = 128  # the most top candidates the GPU hands back
 MAX_LOGPROBS = MAX_CANDIDATES
+NO_TOKEN = "no token is possible: every logit is minus infinity"
+LARGEST = 3e38  # float32 on the GPU
+COLDEST = 1e-30  # there the temperature divides; anything below leaves the best token all the same
 
 # Field -> (key in a GGUF's metadata, our default). The defaults are those of llama.cpp.
 _DEFAULTS: dict[str, tuple[str, float]] = {
@@ -151,6 +155,30 @@ class Sampler:
         return max(by_filter, self._logprobs)
 
     @property
+    def decided(self) -> bool:
+        """True when the `wanted` candidates always tell what all logits would give."""
+        return self.greedy or 0 < self._top_k <= MAX_CANDIDATES
+
+    def numbers(self, leaving: int) -> np.ndarray:
+        """What the GPU needs for one draw, in the order of ops.pick: float32 [9]. Takes one random number.
+
+        leaving: the token that left the penalties' window since the draw before, or the vocabulary's size.
+        """
+        # The host works in float64; a number that would be rounded to 1 stays below.
+        uniform = min(np.float32(self._rng.random()), np.nextafter(np.float32(1), np.float32(0)))
+        floor = math.log(self._min_p) if self._min_p > 0 else -math.inf
+        chain = (1, 1, 1, 0) if self.greedy else (max(self._temperature, COLDEST), self._top_k, self._top_p, floor)
+        numbers = np.array([*chain, uniform, leaving, *self.penalty_options])
+        # Drivers may assume that there are no infinities.
+        return np.clip(numbers, -LARGEST, LARGEST).astype(np.float32)
+
+    @property
+    def leaving(self) -> int | None:
+        """The token that leaves the penalties' window when the next one is accepted."""
+        full = 0 < len(self._window) == self._window.maxlen
+        return self._window[0] if full else None
+
+    @property
     def penalising(self) -> bool:
         """True when recently used tokens are made less likely."""
         return self._window.maxlen != 0
@@ -236,7 +264,7 @@ def _logsumexp(falling: np.ndarray) -> float:
 
 def _broken(logits: np.ndarray) -> OmniError:
     if len(logits) and logits[0] == -math.inf:
-        return InvalidRequest("no token is possible: every logit is minus infinity")
+        return InvalidRequest(NO_TOKEN)
     found = "no logits" if not len(logits) else f"a largest logit of {logits[0]}"
     return OmniError(
         f"the model computed {found} instead of finite numbers; damaged weights or a driver fault: "

@@ -3,7 +3,8 @@
 // x is [N, (H + 2 KV) * HD]; one workgroup a head of a token, all of them in one dispatch. Turning: lib/turn.wgsl.
 // Bindings: x, positions, freqs, [norms: HD weights for q, HD for k], state, q, keys, values. Called by ops/rope.py.
 //# include "lib/turn.wgsl"
-//# include "lib/store.wgsl"
+//# include "lib/cell.wgsl"
+//# include "lib/fresh.wgsl"
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> positions: array<f32>;
@@ -12,16 +13,18 @@
 @group(0) @binding(3) var<storage, read> norms: array<f32>;
 @group(0) @binding(4) var<storage, read> state: array<u32>;
 @group(0) @binding(5) var<storage, read_write> q: array<f32>;
-@group(0) @binding(6) var<storage, read_write> keys: array<STORED>;
-@group(0) @binding(7) var<storage, read_write> values: array<STORED>;
+@group(0) @binding(6) var<storage, read_write> keys: array<CELL>;
+@group(0) @binding(7) var<storage, read_write> values: array<CELL>;
 //# else
 @group(0) @binding(3) var<storage, read> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> q: array<f32>;
-@group(0) @binding(5) var<storage, read_write> keys: array<STORED>;
-@group(0) @binding(6) var<storage, read_write> values: array<STORED>;
+@group(0) @binding(5) var<storage, read_write> keys: array<CELL>;
+@group(0) @binding(6) var<storage, read_write> values: array<CELL>;
 //# endif
 
-const WORDS: u32 = HD / STORED_EACH;
+fn fresh(i: u32) -> f32 {
+    return head_out[i];
+}
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
@@ -31,19 +34,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let start = (token * (H + 2u * KV) + head) * HD;
-    let row = (state[0] + token) * KV;
+    let row = state[0] + token;
+    for (var d = tid; d < HD; d += WG) {
+        head_in[d] = x[start + d];
+        head_out[d] = x[start + d];
+    }
+    workgroupBarrier();
     if (head >= H + KV) {
-        let to = (row + head - H - KV) * WORDS;
-        for (var i = tid; i < WORDS; i += WG) {
-            let at = start + i * STORED_EACH;
-            values[to + i] = stored(x[at], x[at + STORED_EACH - 1u]);
+        for (var i = tid; i < CELLS; i += WG) {
+            values[cell_at(row, head - H - KV, i)] = cell(0u, i);
         }
         return;
     }
-    for (var d = tid; d < HD; d += WG) {
-        head_in[d] = x[start + d];
-    }
-    workgroupBarrier();
 //# if NORM
     let scale = head_scale(tid);
     let which = select(0u, HD, head >= H);
@@ -59,8 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         return;
     }
-    let to = (row + head - H) * WORDS;
-    for (var i = tid; i < WORDS; i += WG) {
-        keys[to + i] = stored(head_out[i * STORED_EACH], head_out[i * STORED_EACH + STORED_EACH - 1u]);
+    for (var i = tid; i < CELLS; i += WG) {
+        keys[cell_at(row, head - H, i)] = cell(0u, i);
     }
 }

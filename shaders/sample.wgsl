@@ -59,7 +59,7 @@ fn key_of(i: u32) -> u32 {
 }
 
 fn value_of(key: u32) -> f32 {
-    return bitcast<f32>(select(~key, key & 0x7FFFFFFFu, key >= 0x80000000u));
+    return bitcast<f32>(bits_of(key));
 }
 
 // The sum over the threads before this one; counts[WG - 1] is the sum over all.

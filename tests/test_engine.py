@@ -511,7 +511,8 @@ def moe_file(tmp_path_factory) -> GGUFFile:
 @pytest.mark.parametrize("activations", ["f32", "q8"])
 def test_debug_mode_checks_every_op(moe_file, device, ids, monkeypatch, activations):
     model = TextModel.load(moe_file, device, activations)
-    settings = [config(3), config(3, temperature=1.0, repeat_penalty=1.3)]
+    penalised = {"temperature": 1.0, "repeat_penalty": 1.3}
+    settings = [config(3), config(3, **penalised), config(3, logprobs=2, **penalised)]
     plain = fresh(model)
     expected = [answer_ids(plain, ids[:9], one) for one in settings]
     rows = plain.logits(ids[:9])
@@ -522,7 +523,7 @@ def test_debug_mode_checks_every_op(moe_file, device, ids, monkeypatch, activati
     def counting(self, values):
         results = original(self, values)
         assert len(results) == sum(step.check is not None for step in self.steps)
-        assert all(step.check or step.op in ("matmul", "embed", "moe_matmul") for step in self.steps)
+        assert all(step.check or step.op in ("matmul", "embed", "moe_matmul", "largest") for step in self.steps)
         checked.update(label.split()[0].split(".")[-1] for label, _, _ in results)
         return results
 
@@ -570,11 +571,13 @@ def test_profiled_runs_give_the_same_tokens(model, device, ids):
         pytest.skip("this adapter has no timestamps")
     plain, timed = fresh(model), fresh(model)
     timed.runner.profiler = Profiler(device)
-    for settings in (config(6), config(6, temperature=1.0, repeat_penalty=1.2)):
+    drawn = {"temperature": 1.0, "repeat_penalty": 1.2}
+    for settings in (config(6), config(6, **drawn), config(6, logprobs=1, **drawn)):
         assert answer_ids(timed, ids[:33], settings) == answer_ids(plain, ids[:33], settings)
     np.testing.assert_array_equal(timed.logits(ids[:9]), plain.logits(ids[:9]))
     labels = {item.label.split()[0] for item in timed.runner.profiler.slices}
-    assert {"embed", "blk.0.attention", "blk.1.matmul_swiglu", "argmax", "top_k", "penalize"} <= labels
+    assert {"embed", "blk.0.attention", "blk.1.matmul_swiglu"} <= labels
+    assert {"argmax", "largest", "pick", "top_k", "penalize"} <= labels
     assert {"decode 1 last", "prefill 128 last"} <= {item.name for item in timed.runner.profiler.host}
     timed.runner.profiler.host.clear()
     timed.reset()

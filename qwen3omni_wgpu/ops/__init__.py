@@ -14,10 +14,11 @@ from .moe_experts import moe_down, moe_swiglu
 from .moe_route import moe_route
 from .moe_sort import moe_sort
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .pick import pick, top_k
 from .rope import rope, rope_qkv
 from .rope_attention import rope_attention
 from .rows import load_rows
-from .sample import argmax, penalize, sample, top_k
+from .sample import argmax, penalize, sample
 from .streams import Rows, carry_rows, empty_rows, lead_rows, shift_rows
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "moe_sort",
     "moe_swiglu",
     "penalize",
+    "pick",
     "quantize_q8",
     "replace_rows",
     "rms_norm",

@@ -1,4 +1,4 @@
-"""From logits to a token, or to the few candidates that the host draws from."""
+"""From logits to a token."""
 
 from __future__ import annotations
 
@@ -25,27 +25,6 @@ def argmax(plan: Plan, logits: Tensor, out: Tensor | None = None) -> Tensor:
     plan.add("argmax", Kernel.of("argmax.wgsl", V=v, WG=256), [logits], [ids], (n, 1, 1), nbytes=4 * n * v)
     plan.check(lambda _p, _n, logits: [reference.argmax(logits)], [logits], [ids], 0.0)
     return ids
-
-
-def top_k(plan: Plan, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The K largest of logits [1, V] -> (ids uint32 [K], values [K + 1]); unordered.
-
-    values[K] is the log of the sum of exp over all V, so that the host can turn candidates into probabilities.
-    """
-    expect("top_k", logits, (1, None))
-    v = logits.shape[1]
-    require("top_k", 0 < k <= v, f"the {k} largest of {v} logits")
-    ids = plan.empty((k,), "u32", f"{logits.name}.ids")
-    values = plan.empty((k + 1,), "f32", f"{logits.name}.values")
-    plan.add("top_k", Kernel.of("top_k.wgsl", V=v, K=k, WG=256), [logits], [ids, values], (1, 1, 1), nbytes=28 * v)
-
-    def twin(_p: int, _n: int, logits: np.ndarray) -> list[np.ndarray]:
-        # Unordered on the device: what can be compared here without sorting is the log-sum-exp; ops/cases/ and the
-        # tests compare the sorted candidates.
-        return []
-
-    plan.check(twin, [logits], [], 0.0)
-    return ids, values
 
 
 def penalize(plan: Plan, logits: Tensor, recent: Tensor, options: Tensor) -> None:

@@ -88,6 +88,23 @@ def distribution(x: np.ndarray, temperature: float, k: int, p: float) -> np.ndar
     return weights
 
 
+def chain(x: np.ndarray, temperature: float, k: int, p: float, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """What top_k, top_p and min_p leave of logits x [V], falling, ties by id: (ids [M], sums of probabilities [M]).
+
+    k 0: all. Of these the first whose sum of probabilities reaches p; of these those from floor = log(min_p) below the
+    best on; of these the probabilities are those of x / temperature. One always stays.
+    Source: llama.cpp's chain of top_k, top_p, min_p, temperature.
+    """
+    ids = np.argsort(-x, kind="stable")
+    ids = ids[:k] if k else ids
+    falling = x[ids].astype(np.float64)
+    masses = np.cumsum(np.exp(falling - falling[0]))
+    count = min(len(ids), int(np.searchsorted(masses, p * masses[-1])) + 1) if p < 1 else len(ids)
+    count = max(1, min(count, int((x[ids] >= x[ids[0]] + np.float32(floor)).sum())))
+    sums = np.cumsum(np.exp((falling[:count] - falling[0]) / temperature))
+    return ids[:count], sums / sums[-1]
+
+
 def draw(probabilities: np.ndarray, uniform: float) -> int:
     """The token at which the sum of probabilities [V] exceeds uniform in [0, 1); V if they are all 0."""
     if not probabilities.any():

@@ -4,3 +4,8 @@ fn sort_key(value: f32) -> u32 {
     let bits = select(found, 0u, found == 0x80000000u); // -0 equals 0
     return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
 }
+
+// The bits of the float that a key was made of.
+fn bits_of(key: u32) -> u32 {
+    return select(~key, key & 0x7FFFFFFFu, key >= 0x80000000u);
+}

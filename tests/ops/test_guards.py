@@ -385,6 +385,23 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
     "top_k": [
         (lambda p, t: ops.top_k(p, t("logits", 2, 9), 3), "top_k: logits is f32 [2, 9], expected f32 [1, any]"),
         (lambda p, t: ops.top_k(p, t("logits", 1, 9), 10), "top_k: the 10 largest of 9 logits"),
+        (lambda p, t: ops.top_k(p, t("logits", 1, 999), 129), "top_k: the 129 largest are wanted, at most 128"),
+    ],
+    "pick": [
+        (lambda p, t: ops.pick(p, t("logits", 2, 9), t("settings", 9), 3),
+         "pick: logits is f32 [2, 9], expected f32 [1, any]"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 9), t("settings", 8), 3),
+         "pick: settings is f32 [8], expected f32 [9]"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 9), t("settings", 9), 10),
+         "pick: the best 10 of 9 logits, at most 128"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 999), t("settings", 9), 129),
+         "pick: the best 129 of 999 logits, at most 128"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 1 << 24), t("settings", 9), 3),
+         "pick: logits has 16777216 logits, and settings hold ids below 2**24 only"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 9), t("settings", 9), 3, seen=t("seen", 8, dtype="u32")),
+         "pick: seen is u32 [8], expected u32 [9]"),
+        (lambda p, t: ops.pick(p, t("logits", 1, 9), t("settings", 9), 3, out=t("ids", 1)),
+         "pick: ids is f32 [1], expected u32 [any]"),
     ],
     "penalize": [
         (lambda p, t: ops.penalize(p, t("logits", 9), t("recent", 2, 2, dtype="u32"), t("options", 4)),

@@ -220,8 +220,22 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def top_ks(draw: st.DrawFn) -> dict[str, Any]:
-    v = draw(some(1, 3000))
-    return {"v": v, "k": draw(some(1, min(v, 128))), "ties": draw(st.booleans())}
+    # Few sizes: each is two kernels of its own.
+    v, k = draw(st.sampled_from(((1, 1), (130, 128), (333, 7), (2999, 41), (4097, 64), (9000, 128))))
+    return {"v": v, "k": k, "ties": draw(st.booleans())}
+
+
+@st.composite
+def picks(draw: st.DrawFn) -> dict[str, Any]:
+    # Few sizes: each is two kernels of its own.
+    v, k = draw(st.sampled_from(((1, 1), (90, 40), (2000, 40), (5000, 128))))
+    chain = draw(st.sampled_from((0.3, 1, 5))), draw(st.sampled_from((0, 1, k, k + 9))), draw(st.sampled_from((1, 0.6)))
+    penalties = draw(st.sampled_from((None, "1.3 0 0", "0.7 0.5 -0.25")))
+    floor = draw(st.sampled_from((-99, -1)))
+    return {
+        "v": v, "k": k, "chain": " ".join(map(str, (*chain, floor))), "penalties": penalties,
+        "ties": draw(st.booleans()),
+    }  # fmt: skip
 
 
 @st.composite
@@ -312,13 +326,14 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
     "argmax": rows(4, some(1, 1500), "v"),
     "top_k": top_ks(),
+    "pick": picks(),
     "penalize": st.fixed_dictionaries({"v": some(64, 500), "used": some(0, 64)}),
     "sample": samples(),
     "select_row": with_used(9, some(1, 300)),
 }
 # Ops that skip the rows of padding; the others have no rows a token, or no padding. (The twin of rope_qkv compares
 # whole caches, so what must stay as it was is checked in every run.)
-UNPADDED = ("argmax", "top_k", "penalize", "sample", "select_row", "rope_qkv", "rope_attention", "embed_code")
+UNPADDED = ("argmax", "top_k", "pick", "penalize", "sample", "select_row", "rope_qkv", "rope_attention", "embed_code")
 UNPADDED += ("carry_rows", "shift_rows", "moe_sort")  # as with rope_qkv
 PADDED = tuple(op for op in PARAMS if op not in UNPADDED)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...gpu import NumericalError, Plan, Tensor
-from ...reference import sample as sample_reference
-from ..sample import argmax, penalize, sample, top_k
+from ...gpu import Plan, Tensor
+from ..pick import pick, top_k
+from ..sample import argmax, penalize, sample
 from .case import Builder, Case, case
 from .make import (
     Rng,
@@ -21,22 +21,23 @@ def _argmax(plan: Plan, rng: Rng, n: int, v: int) -> list[Tensor]:
 
 def _top_k(plan: Plan, rng: Rng, v: int, k: int, ties: bool = False) -> list[Tensor]:
     logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
-    if ties:
-        logits = np.round(logits)
-    ids, vals = top_k(plan, uploaded(plan, logits, "logits"), k)
-    want_ids, want, logsumexp = sample_reference.top_k(logits[0], k)
+    return list(top_k(plan, uploaded(plan, np.round(logits) if ties else logits, "logits"), k))
 
-    def twin(_p: int, _n: int, *_: np.ndarray) -> list[np.ndarray]:
-        order = np.lexsort((got_ids := ids.numpy(), -vals.numpy()[:k]))
-        if not np.array_equal(got_ids[order], want_ids):
-            raise NumericalError(f"top_k: the {k} largest of {v} logits differ from the twin's")
-        # The candidates are a set; put the expected values in the order in which the device wrote them.
-        expected = np.append(np.empty(k, np.float32), np.float32(logsumexp))
-        expected[order] = want
-        return [expected]
 
-    plan.check(twin, [], [vals], 1e-5)
-    return [ids, vals]
+def _pick(
+    plan: Plan, rng: Rng, v: int, k: int, chain: str, penalties: str | None = None, ties: bool = False
+) -> list[Tensor]:
+    """chain: temperature, top_k, top_p, log(min_p). penalties: repeat, presence, frequency."""
+    logits = rng.standard_normal((1, v), dtype=np.float32) * np.float32(3)
+    counts = (rng.integers(1, 4, v) * (rng.random(v) < 0.3)).astype(np.uint32)
+    used = np.flatnonzero(counts)
+    leaving = int(used[0]) if penalties and len(used) else v
+    numbers = [*chain.split(), str(rng.random()), str(leaving), *(penalties or "1 0 0").split()]
+    seen = uploaded(plan, counts, "seen") if penalties else None
+    settings = uploaded(plan, np.array(numbers, np.float32), "settings")
+    target = uploaded(plan, np.round(logits) if ties else logits, "logits")
+    id = pick(plan, target, settings, k, seen=seen)
+    return [id, *([] if seen is None else [seen])]
 
 
 def _penalize(plan: Plan, rng: Rng, v: int, used: int) -> list[Tensor]:
@@ -70,6 +71,7 @@ def _sample(
 BUILDERS: dict[str, Builder] = {
     "argmax": _argmax,
     "top_k": _top_k,
+    "pick": _pick,
     "penalize": _penalize,
     "sample": _sample,
 }
@@ -78,6 +80,12 @@ CASES: tuple[Case, ...] = (
     *(case("argmax", n=n, v=v) for n, v in ((1, 49152), (3, 151), (1, 152064))),
     *(case("top_k", v=v, k=k) for v, k in ((49152, 40), (152064, 128), (300, 128), (128, 128), (777, 1))),
     *(case("top_k", v=v, k=k, ties=True) for v, k in ((4096, 128), (513, 40))),
+    *(case("pick", v=v, k=k, chain=c, penalties=p, ties=t)
+      for v, k, c, p, t in ((152064, 40, "0.8 40 0.95 -3", None, False),
+                            (49152, 20, "0.6 20 0.9 -9", "1.1 0.2 0.1", False),
+                            (5000, 128, "1 0 0.5 -2", None, True), (5000, 40, "2 40 1 -1", "1.5 0 0", True),
+                            (223, 128, "1.5 0 0.9 -99", None, False), (100, 100, "1 0 1 -99", "1.2 0.5 0.25", False),
+                            (9, 1, "1 1 1 -99", "2 0 0", False), (1, 1, "1 3 0.5 -1", None, False))),
     *(case("penalize", v=1000, used=u) for u in (0, 64, 37)),
     # The talker's first code, the other 15; greedy; borders.
     *(case("sample", v=3072, settings=s, seen=True, left_out=(2048, 3072), spared=2150, codes=c)

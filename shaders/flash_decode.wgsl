@@ -1,0 +1,294 @@
+// Attention of one or two tokens over a long cache, first half: sums and shares of the keys before them, in SPLITS parts
+// (Dao et al. 2023, Flash-Decoding; online softmax of Milakov and Gimelshein 2018). The second half: flash_combine.wgsl.
+// One workgroup a (key/value head with HEADS of its query heads, token, part of the keys); parts without keys end at once.
+// KEYS keys at a time: LANES threads a key for the scores, interleaved by eights; one thread a (key, head) adds those up
+// and looks for the maximum; then eight dimensions of HEADS sums a thread, ROWS keys side by side.
+// FUSED: x is [N, (H + 2 KV) * HD]; every workgroup turns its queries (lib/turn.wgsl), the first part's also puts key and
+// value of its token into the cache. Else q is [N, H * HD], and the cache has them already.
+// Bindings: x, positions, freqs, norms, q, keys, values, state, scratch, keys, values. Called by ops/flash_decode.py.
+//# include "lib/cell.wgsl"
+//# include "lib/cached.wgsl"
+//# include "lib/splits.wgsl"
+//# if FUSED
+//# include "lib/turn.wgsl"
+//# include "lib/fresh.wgsl"
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> positions: array<f32>;
+@group(0) @binding(2) var<storage, read> freqs: array<f32>;
+//# if NORM
+@group(0) @binding(3) var<storage, read> norms: array<f32>;
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+@group(0) @binding(5) var<storage, read_write> scratch: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> keys: array<CELL>;
+@group(0) @binding(7) var<storage, read_write> values: array<CELL>;
+//# else
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> scratch: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> keys: array<CELL>;
+@group(0) @binding(6) var<storage, read_write> values: array<CELL>;
+//# endif
+//# else
+@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> keys: array<CELL>;
+@group(0) @binding(2) var<storage, read> values: array<CELL>;
+@group(0) @binding(3) var<storage, read> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> scratch: array<vec4<f32>>;
+//# endif
+
+const G: u32 = H / KV;
+const CHUNKS: u32 = G / HEADS;
+const EIGHTS: u32 = HD / 8u;
+const SLOTS: u32 = WG / LANES; // keys whose scores are computed side by side
+const PER: u32 = KEYS / SLOTS;
+const PAD: u32 = (LANES + 1u) * HEADS; // floats a key, so that neighbouring keys lie in other banks
+const ROWS: u32 = WG / EIGHTS; // keys whose values are summed side by side
+const TURNS: u32 = KEYS / ROWS / AT_ONCE;
+const SHARE: u32 = WG / HEADS; // threads a head
+const_assert HD % 8u == 0u;
+const_assert G % HEADS == 0u;
+const_assert EIGHTS % LANES == 0u;
+const_assert WG % LANES == 0u;
+const_assert KEYS % SLOTS == 0u;
+const_assert TURNS * AT_ONCE * ROWS == KEYS;
+const_assert WG >= HEADS;
+
+var<workgroup> query: array<vec4<f32>, HEADS * FOURS>;
+var<workgroup> dots_of: array<f32, KEYS * PAD>;
+var<workgroup> shares: array<f32, KEYS * HEADS>;
+var<workgroup> found: array<f32, WG>;
+var<workgroup> shrink: array<f32, HEADS>;
+var<workgroup> gathered: array<vec4<f32>, ROWS * FOURS>;
+
+fn dot_eight(sum: f32, values: array<vec4<f32>, 2>, a: vec4<f32>, b: vec4<f32>) -> f32 {
+    let first = fma(values[0].w, a.w, fma(values[0].z, a.z, fma(values[0].y, a.y, fma(values[0].x, a.x, sum))));
+    return fma(values[1].w, b.w, fma(values[1].z, b.z, fma(values[1].y, b.y, fma(values[1].x, b.x, first))));
+}
+//# if FUSED
+
+const PARTS: u32 = 8u; // sums of squares a head
+var<workgroup> turns: array<vec2<f32>, PAIRS>;
+var<workgroup> fresh_pair: array<f32, 2u * HD>; // the token's key, its value
+//# if NORM
+var<workgroup> squares: array<f32, (HEADS + 1u) * PARTS>;
+//# endif
+
+fn fresh(i: u32) -> f32 {
+    return fresh_pair[i];
+}
+
+// Element d of a query head, or of the key (head HEADS): what of x it is, times its norm.
+fn head_value(start: u32, head: u32, d: u32) -> f32 {
+    let value = x[start + d];
+//# if NORM
+    var sum = 0.0;
+    for (var i = 0u; i < PARTS; i++) {
+        sum += squares[head * PARTS + i];
+    }
+    return norms[select(0u, HD, head == HEADS) + d] * (value / sqrt(sum / f32(HD) + EPS));
+//# else
+    return value;
+//# endif
+}
+
+fn put(head: u32, d: u32, value: f32) {
+    if (head == HEADS) {
+        fresh_pair[d] = value;
+    } else {
+        query[head * FOURS + d / 4u][d % 4u] = value * (SCALE * LOG2_E / CACHED_SCALE);
+    }
+}
+
+fn turn_all(token: u32, kv_head: u32, chunk: u32, tid: u32) {
+    let row = token * (H + 2u * KV) * HD;
+    let of_queries = row + (kv_head * G + chunk * HEADS) * HD;
+    let of_key = row + (H + kv_head) * HD;
+    for (var i = tid; i < PAIRS; i += WG) {
+        turns[i] = turn_of(token, i);
+    }
+    for (var d = tid; d < HD; d += WG) {
+        fresh_pair[HD + d] = x[of_key + KV * HD + d];
+    }
+//# if NORM
+    for (var i = tid; i < (HEADS + 1u) * PARTS; i += WG) {
+        let start = select(of_queries + i / PARTS * HD, of_key, i / PARTS == HEADS);
+        var sum = 0.0;
+        for (var d = i % PARTS; d < HD; d += PARTS) {
+            sum += x[start + d] * x[start + d];
+        }
+        squares[i] = sum;
+    }
+//# endif
+    workgroupBarrier();
+    for (var i = tid; i < (HEADS + 1u) * PAIRS; i += WG) {
+        let head = i / PAIRS;
+        let pair = i % PAIRS;
+        let start = select(of_queries + head * HD, of_key, head == HEADS);
+        let a = select(pair, 2u * pair, INTERLEAVED);
+        let b = select(pair + PAIRS, 2u * pair + 1u, INTERLEAVED);
+        let turn = turns[pair];
+        let first = head_value(start, head, a);
+        let second = head_value(start, head, b);
+        put(head, a, first * turn.y - second * turn.x);
+        put(head, b, second * turn.y + first * turn.x);
+    }
+    for (var i = tid; i < (HEADS + 1u) * (HD - 2u * PAIRS); i += WG) {
+        let head = i / (HD - 2u * PAIRS);
+        let d = 2u * PAIRS + i % (HD - 2u * PAIRS);
+        put(head, d, head_value(select(of_queries + head * HD, of_key, head == HEADS), head, d));
+    }
+}
+//# endif
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
+    let kv_head = group.x / CHUNKS;
+    let chunk = group.x % CHUNKS;
+    let token = group.y;
+    let split = group.z;
+    let past = state[0];
+    let start = split * keys_a_split(past);
+    let stop = min(past, start + keys_a_split(past));
+    // The first part works without keys, too: the queries are wanted.
+    if (token >= state[1] || (split > 0u && start >= past)) {
+        return;
+    }
+    let head = kv_head * G + chunk * HEADS;
+//# if FUSED
+    turn_all(token, kv_head, chunk, tid);
+    workgroupBarrier();
+    if (split == 0u && chunk == 0u) {
+        for (var i = tid; i < CELLS; i += WG) {
+            let at = cell_at(past + token, kv_head, i);
+            keys[at] = cell(0u, i);
+            values[at] = cell(HD, i);
+        }
+    }
+//# else
+    for (var i = tid; i < HEADS * FOURS; i += WG) {
+        query[i] = q[(token * H + head) * FOURS + i] * (SCALE * LOG2_E / CACHED_SCALE);
+    }
+    workgroupBarrier();
+//# endif
+    if (split == 0u) {
+        for (var i = tid; i < HEADS * FOURS; i += WG) {
+            scratch[query_at(token, head) + i] = query[i];
+        }
+    }
+    let lane = tid % LANES;
+    let slot = tid / LANES;
+    let eight = tid % EIGHTS;
+    let row = tid / EIGHTS;
+    let of_head = tid % HEADS;
+    var sums = array<vec4<f32>, 2u * HEADS>();
+    var highest = LOWEST;
+    var total = 0.0;
+    for (var first = start; first < stop; first += KEYS) {
+        var dots = array<f32, PER * HEADS>();
+        for (var i = lane; i < EIGHTS; i += LANES) {
+            var eights = array<array<vec4<f32>, 2>, PER>();
+            for (var j = 0u; j < PER; j++) {
+                eights[j] = key_eight(min(first + slot + j * SLOTS, stop - 1u), kv_head, i);
+            }
+            var g = 0u;
+//# for _ in range(HEADS)
+            {
+                let a = query[g * FOURS + 2u * i];
+                let b = query[g * FOURS + 2u * i + 1u];
+                for (var j = 0u; j < PER; j++) {
+                    dots[j * HEADS + g] = dot_eight(dots[j * HEADS + g], eights[j], a, b);
+                }
+                g++;
+            }
+//# endfor
+        }
+        for (var j = 0u; j < PER; j++) {
+            for (var g = 0u; g < HEADS; g++) {
+                dots_of[(slot + j * SLOTS) * PAD + lane * HEADS + g] = dots[j * HEADS + g];
+            }
+        }
+        workgroupBarrier();
+        var largest = highest;
+        if (tid < SHARE * HEADS) {
+            for (var key = tid / HEADS; key < KEYS; key += SHARE) {
+                var score = 0.0;
+                for (var i = 0u; i < LANES; i++) {
+                    score += dots_of[key * PAD + i * HEADS + of_head];
+                }
+                score = select(LOWEST, score, first + key < stop);
+                shares[key * HEADS + of_head] = score;
+                largest = max(largest, score);
+            }
+        }
+        found[tid] = largest;
+        workgroupBarrier();
+        for (var i = 0u; i < SHARE; i++) {
+            largest = max(largest, found[i * HEADS + of_head]);
+        }
+        let factor = exp2(highest - largest);
+        highest = largest;
+        total *= factor;
+        if (tid < HEADS) {
+            shrink[tid] = factor;
+        }
+        if (tid < SHARE * HEADS) {
+            for (var key = tid / HEADS; key < KEYS; key += SHARE) {
+                let share = exp2(shares[key * HEADS + of_head] - largest);
+                shares[key * HEADS + of_head] = share;
+                total += share;
+            }
+        }
+        workgroupBarrier();
+        for (var g = 0u; g < HEADS; g++) {
+            sums[2u * g] *= shrink[g];
+            sums[2u * g + 1u] *= shrink[g];
+        }
+        if (row < ROWS) {
+            for (var turn = 0u; turn < TURNS; turn++) {
+                var eights = array<array<vec4<f32>, 2>, AT_ONCE>();
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    // Keys past the end count 0 times.
+                    eights[j] = value_eight(min(first + (turn * AT_ONCE + j) * ROWS + row, stop - 1u), kv_head, eight);
+                }
+                var g = 0u;
+//# for _ in range(HEADS)
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    let share = vec4<f32>(shares[((turn * AT_ONCE + j) * ROWS + row) * HEADS + g]);
+                    sums[2u * g] = fma(share, eights[j][0], sums[2u * g]);
+                    sums[2u * g + 1u] = fma(share, eights[j][1], sums[2u * g + 1u]);
+                }
+                g++;
+//# endfor
+            }
+        }
+    }
+    if (start >= stop) {
+        return;
+    }
+    workgroupBarrier();
+    found[tid] = total;
+    var g = 0u;
+//# for _ in range(HEADS)
+    if (row < ROWS) {
+        gathered[row * FOURS + 2u * eight] = sums[2u * g];
+        gathered[row * FOURS + 2u * eight + 1u] = sums[2u * g + 1u];
+    }
+    workgroupBarrier();
+    for (var i = tid; i < FOURS; i += WG) {
+        var sum = gathered[i];
+        for (var r = 1u; r < ROWS; r++) {
+            sum += gathered[r * FOURS + i];
+        }
+        scratch[part_at(split, token, head + g) + i] = sum;
+    }
+    workgroupBarrier();
+    g++;
+//# endfor
+    if (tid < HEADS) {
+        var sum = 0.0;
+        for (var i = 0u; i < SHARE; i++) {
+            sum += found[i * HEADS + tid];
+        }
+        scratch[part_at(split, token, head + tid) + FOURS] = vec4<f32>(highest, sum, 0.0, 0.0);
+    }
+}

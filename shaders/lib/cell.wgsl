@@ -1,0 +1,15 @@
+// What a KV cache is bound as. CACHED "f32": four floats; "f16": eight halves; "kv_q8": a row is KV * HD bytes, each an
+// integer + 128, then a half for every 32 of them, their scale: single words. Not WIDE: one float, two halves.
+//# if CACHED == "kv_q8"
+alias CELL = u32;
+const ROW_CELLS: u32 = KV * HD / 64u * 17u;
+const_assert HD % 64u == 0u;
+//# elif CACHED == "f16" and WIDE
+alias CELL = vec4<u32>;
+//# elif CACHED == "f16"
+alias CELL = u32;
+//# elif WIDE
+alias CELL = vec4<f32>;
+//# else
+alias CELL = f32;
+//# endif
