@@ -1,7 +1,6 @@
 // y[t, f] = sum_k weight[f, k] * x[t, k] for a few tokens, with what stands around it in a decoder layer: for GPUs.
 // A row is PAIRS pairs of 32 weights (lib/pair.wgsl), LANES threads share it; a thread takes every LANES-th pair of ROWS rows,
-// which lie so that the threads of a workgroup read whole rows side by side. The next pairs are asked for before the last
-// are worked on, and the first ones before x is staged.
+// which lie so that the threads of a workgroup read whole rows side by side. The first pairs are asked for before x is staged.
 // STAGED: a workgroup brings x into its own memory first (lib/pair_x.wgsl). NORM: as x / sqrt(mean(x^2) + EPS) * norm; the
 // weights go into x, its size is a factor of the sums. BIAS, ACT, RESIDUAL: y = ACT(sum + bias[f]) + residual[t, f].
 // GLU: weight is [gate; up] and y = silu(gate x) * (up x): half of a thread's rows are gates.
@@ -67,6 +66,9 @@ var<immediate> slice: Slice;
 const PAIRS: u32 = D / 64u;
 const X_PAIRS: u32 = PAIRS * TOKENS;
 const ROUNDS: u32 = (PAIRS + LANES - 1u) / LANES;
+//# if STAGED
+const STEPS: u32 = (D / 8u + WG - 1u) / WG; // to stage a row of x
+//# endif
 const GROUPS: u32 = WG / LANES; // groups of threads, each with its own ROWS rows
 const OUTPUTS: u32 = select(ROWS, ROWS / 2u, GLU); // of a thread
 const STRIDE: u32 = LANES + 1u; // so that lanes and groups both lie in different banks
@@ -135,23 +137,34 @@ fn main(
         // Rows beyond the end repeat the last one; they are not written.
         at[r] = min(start + tid / LANES + r % OUTPUTS * GROUPS, rows - 1u) + select(0u, ups, r >= OUTPUTS);
     }
-    var next = array<Pair, ROWS>();
-    if (lane < PAIRS) {
+    var pairs = array<Pair, ROWS>();
+//# if STAGED
+    var held = array<vec4<f32>, 2u * STEPS * TOKENS>();
+//# endif
+    // It is never 0. Out of a branch that may not be taken a driver moves no loads to where their results are needed.
+    if (slice.n != 0u) {
+//# if STAGED
+        for (var s = 0u; s < STEPS * TOKENS; s++) {
+            let i = min(s % STEPS * WG + tid, D / 8u - 1u);
+            let from_x = min(token + s / STEPS, last_x) * (D / 4u) + 2u * i;
+            held[2u * s] = x[from_x];
+            held[2u * s + 1u] = x[from_x + 1u];
+        }
+//# endif
         for (var r = 0u; r < ROWS; r++) {
-            next[r] = load_pair(pair_at(base, at[r], lane, token));
+            pairs[r] = load_pair(pair_at(base, at[r], min(lane, PAIRS - 1u), token));
         }
     }
 //# if STAGED
     for (var t = 0u; t < TOKENS; t++) {
-        let x_row = min(token + t, last_x) * (D / 4u);
         var size = 0.0;
-        for (var step = 0u; step < D / 8u; step += WG) { // counts that the compiler knows are written out by it
-            let i = step + tid;
+        for (var s = 0u; s < STEPS; s++) { // counts that the compiler knows are written out by it
+            let i = s * WG + tid;
             if (D / 8u % WG != 0u && i >= D / 8u) {
                 break;
             }
-            var a = x[x_row + 2u * i];
-            var b = x[x_row + 2u * i + 1u];
+            var a = held[2u * (t * STEPS + s)];
+            var b = held[2u * (t * STEPS + s) + 1u];
 //# if NORM
             size += dot(a, a) + dot(b, b);
             a *= norm[2u * i];
@@ -185,10 +198,9 @@ fn main(
     var sums = array<f32, ROWS * TOKENS>();
     for (var round = 0u; round < ROUNDS; round++) {
         let b = round * LANES + lane;
-        var pairs = next;
-        if (round + 1u < ROUNDS && b + LANES < PAIRS) {
+        if (round > 0u) {
             for (var r = 0u; r < ROWS; r++) {
-                next[r] = load_pair(pair_at(base, at[r], b + LANES, token));
+                pairs[r] = load_pair(pair_at(base, at[r], min(b, PAIRS - 1u), token));
             }
         }
         if (PAIRS % LANES == 0u || b < PAIRS) {
