@@ -6,21 +6,22 @@ import numpy as np
 
 from ..gpu import Device, Kernel, Plan, Tensor
 from ..reference import attention as reference
+from .attention_ways import DIRECT, FEW, Way, problem_of
+from .choice import candidates, choose
+from .flash_decode import add_combine, add_split
+from .flash_prefill import add_tiled
 from .guard import expect, require
-from .rope import TOLERANCE_F16
+from .rope import TOLERANCE_F16, expect_cache
 
 # exp (WGSL: 3 + 2 |x| ulp) and sums over all keys in another order; outputs are means of values of order 1.
 TOLERANCE = 3e-5
-# Threads of a workgroup, and keys of a tile.
-WG = 64
 
 
 def most_keys(device: Device, heads: int, kv_heads: int, hd: int) -> int:
-    """How many cached keys the kernel can walk through before a driver that counts loops would stop it."""
+    """How many cached keys the kernels can walk through before a driver that counts loops would stop them."""
+    problems = [problem_of(n, heads, kv_heads, hd, "f16", 1 << 30, 0) for n in (1, FEW + 1)]
     group = heads // kv_heads
-    # Of one tile: the dot products, the search for the maximum, the sums; and some (measured: 1 to 3) around them.
-    rounds = hd // 4 + WG + group + WG // group + 4
-    return device.max_rounds // rounds * WG
+    return min(max(way.most_keys(device, group, hd) for way in candidates(device, problem)) for problem in problems)
 
 
 def store_rows(plan: Plan, x: Tensor, cache: Tensor) -> Tensor:
@@ -43,12 +44,13 @@ def store_rows(plan: Plan, x: Tensor, cache: Tensor) -> Tensor:
 
 
 def attention(
-    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, heads: int, kv_heads: int, scale: float, window: int = 0
-) -> Tensor:
+    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, heads: int, kv_heads: int, scale: float, window: int = 0,
+    *, way: Way | None = None,
+) -> Tensor:  # fmt: skip
     """softmax(q k^T * scale) v: q [N, H * HD], keys and values [S, KV * HD] (a KV cache) -> [N, H * HD].
 
     Token t of the step sees keys 0 .. n_past + t, with a window only the last `window` of them; query head j reads
-    key/value head j / (H / KV).
+    key/value head j / (H / KV). `way`: the kernels, if not the rule's or the tuner's choice.
     Source: Vaswani et al. 2017; Ainslie et al. 2023 (grouped heads); Milakov and Gimelshein 2018 (online softmax).
     """
     expect("attention", q, (None, None))
@@ -57,25 +59,19 @@ def attention(
     require("attention", width % heads == 0, f"{q.name} has rows of {width} for {heads} heads")
     hd = width // heads
     require("attention", hd % 4 == 0, f"heads of {hd} are not a multiple of 4")
-    expect("attention", keys, (None, kv_heads * hd), ("f32", "f16"))
-    expect("attention", values, keys.shape, (keys.dtype,))
-    require("attention", heads // kv_heads <= WG, f"{heads // kv_heads} heads a key/value head, at most {WG}")
-    most = most_keys(plan.device, heads, kv_heads, hd)
-    seen = min(window or keys.shape[0], keys.shape[0])
+    expect_cache("attention", keys, values, kv_heads, hd)
+    require("attention", heads // kv_heads <= DIRECT, f"{heads // kv_heads} heads a key/value head, at most {DIRECT}")
+    shape, seen = (n, heads, kv_heads, hd), min(window or keys.shape[0], keys.shape[0])
+    chosen = way or choose(plan.device, problem_of(*shape, keys.dtype, keys.shape[0], window))
+    most = chosen.most_keys(plan.device, heads // kv_heads, hd)
     require("attention", seen <= most, f"{keys.name} has {seen} rows, this device can do {most}")
-    y = plan.empty((n, width), "f32", f"{q.name}.attention")
-    shape = {"H": heads, "KV": kv_heads, "HD": hd, "WINDOW": window}
-    kernel = Kernel.of("attention.wgsl", WG=WG, SCALE=float(scale), FROM=keys.dtype, **shape)
-    # Cost for a full cache; the loop runs to the count of cached keys.
-    plan.add(
-        "attention",
-        kernel,
-        [q, keys, values, plan.state],
-        [y],
-        (kv_heads, n, 1),
-        nbytes=keys.nbytes + values.nbytes + 8 * n * width,
-        flops=4 * n * width * seen,
-    )
+    if chosen.kernel == "split":
+        scratch = add_split(plan, "attention", chosen, [q], keys, values, shape, scale)
+        y = add_combine(plan, "attention", chosen, scratch, keys, values, shape)
+    elif chosen.kernel == "tiled":
+        y = add_tiled(plan, chosen, q, keys, values, shape, scale)
+    else:
+        y = _direct(plan, q, keys, values, shape, scale, window)
 
     def twin(n_past: int, n_tokens: int, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
         rows = q[:n_tokens].reshape(-1, heads, hd)
@@ -83,5 +79,19 @@ def attention(
         k, v = (cache[:seen].reshape(-1, kv_heads, hd) for cache in (keys, values))
         return [reference.attention(rows, k, v, n_past, scale, window).reshape(-1, width)]
 
-    plan.check(twin, [q, keys, values], [y], TOLERANCE)
+    plan.check(twin, [q, keys, values], [y], TOLERANCE, steps=2 if chosen.kernel == "split" else 1)
+    return y
+
+
+def _direct(
+    plan: Plan, q: Tensor, keys: Tensor, values: Tensor, shape: tuple[int, int, int, int], scale: float, window: int
+) -> Tensor:
+    n, heads, kv_heads, hd = shape
+    y = plan.empty((n, heads * hd), "f32", f"{q.name}.attention")
+    params = {"H": heads, "KV": kv_heads, "HD": hd, "WINDOW": window}
+    kernel = Kernel.of("attention.wgsl", WG=DIRECT, SCALE=float(scale), FROM=keys.dtype, **params)
+    # Cost for a full cache; the loop runs to the count of cached keys.
+    seen = min(window or keys.shape[0], keys.shape[0])
+    nbytes, flops = keys.nbytes + values.nbytes + 2 * q.nbytes, 4 * n * heads * hd * seen
+    plan.add("attention", kernel, [q, keys, values, plan.state], [y], (kv_heads, n, 1), nbytes=nbytes, flops=flops)
     return y

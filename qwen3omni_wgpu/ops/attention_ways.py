@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from ..gpu import Device
 from .choice import Problem, candidates_for
 
-# Tokens that the kernels for few of them take.
+# Types of a KV cache: "kv_q8" are blocks of 32 bytes with a half as scale (lib/cell.wgsl), --kv-type q8_0.
+CACHES = ("f32", "f16", "kv_q8")
+# Its scales are words of two, so that no two heads write the same one.
+Q8_HEADS = (64, 128)
+# Threads of the direct kernel, and the keys it takes at a time.
+DIRECT = 64
+# Tokens that the kernels of split attention take.
 FEW = 2
 # Query heads that one workgroup computes: eight dimensions of each are 64 registers of sums.
 MOST_HEADS = 8
-# Types of a KV cache: "kv_q8" are blocks of 32 bytes with a half as scale (lib/cell.wgsl), --kv-type q8_0.
-CACHES = ("f32", "f16", "kv_q8")
+# Tiled attention: rows of a tile, each a token with a head, and keys at a time, which fill 16 KiB of workgroup memory.
+QUERIES = 64
+KEYS = 32
+LONGEST_TILE = 128
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Way:
 
     kernel: str
     workgroup: int = 64
-    keys: int = 64  # of a tile
+    keys: int = 64  # split: of a tile
     splits: int = 1
     lanes: int = 1  # split: threads that share a key's scores
     rows: int = 4  # tiled: queries of a thread
@@ -41,10 +49,34 @@ class Way:
         """Split: values that a thread loads before it uses them."""
         return min(4, self.keys // (self.workgroup // (hd // 8)))
 
-    def split_memory(self, heads: int, hd: int) -> int:
-        """Split: bytes of workgroup memory, with all that turning the queries takes."""
-        floats = heads * hd + self.keys * (self.lanes + 2) * heads + 2 * self.workgroup + self.workgroup * 8
-        return 4 * (floats + 4 * hd + 8 * (heads + 1) + heads)
+    def memory(self, group: int, hd: int) -> int:
+        """Bytes of workgroup memory, with all that turning the queries takes."""
+        heads = self.heads(group)
+        if self.kernel == "split":
+            tile = self.keys * (self.lanes + 2) * heads + 9 * self.workgroup
+            return 4 * (heads * hd + tile + 4 * hd + 9 * (heads + 1))
+        if self.kernel == "tiled":
+            return 4 * (QUERIES * (KEYS + 1) + (KEYS * (hd + 4) if self.staged else 0))
+        return 4 * (group * (hd + DIRECT + 2) + DIRECT)
+
+    def rounds(self, group: int, hd: int) -> int:
+        """Rounds of all loops that one thread makes over a tile of keys; whatever a compiler unrolls would be less."""
+        heads, eights = self.heads(group), hd // 8
+        if self.kernel == "tiled":
+            staging = 2 * -(-KEYS * eights // (8 * QUERIES // self.rows)) if self.staged else 0
+            return eights + 8 + staging + self.rows + 4
+        if self.kernel == "direct":
+            # The dot products, the search for the maximum, the sums; and some (measured: 1 to 3) around them.
+            return hd // 4 + DIRECT + group + DIRECT // group + 4
+        share, per = self.workgroup // heads, self.keys // (self.workgroup // self.lanes)
+        scores = eights // self.lanes * (1 + per + heads * per) + per * (1 + heads)
+        search = -(-self.keys // share) * (2 + self.lanes) + share
+        return 1 + scores + search + heads + self.keys // (self.workgroup // eights) * (2 + heads)
+
+    def most_keys(self, device: Device, group: int, hd: int) -> int:
+        """How many cached keys it can walk through before a driver that counts loops would stop it."""
+        tile = {"split": self.keys, "tiled": KEYS, "direct": DIRECT}[self.kernel]
+        return self.splits * (device.max_rounds // self.rounds(group, hd) * tile)
 
 
 def problem_of(n: int, heads: int, kv_heads: int, hd: int, cached: str, rows: int, window: int) -> Problem:
@@ -55,35 +87,43 @@ def problem_of(n: int, heads: int, kv_heads: int, hd: int, cached: str, rows: in
 
 @candidates_for("attention")
 def _ways(device: Device, problem: Problem) -> list[Way]:
-    n, hd, window = problem["n"], problem["hd"], problem["window"]
-    direct = [Way("direct")] if problem["type"] != "kv_q8" else []
-    if window or hd % 8:
-        return direct
-    if n <= FEW:
-        return [*_splits(device, problem), *direct]
-    return direct
+    group, hd, window = problem["heads"] // problem["kv"], problem["hd"], problem["window"]
+    found = [Way("direct")] if problem["type"] != "kv_q8" else []
+    if not window and hd % 8 == 0:
+        found = [*(_splits(device, problem) if problem["n"] <= FEW else []), *_tiles(device, hd), *found]
+    limit, seen = device.limits["max-compute-workgroup-storage-size"], min(window or problem["rows"], problem["rows"])
+    fitting = [way for way in found if way.memory(group, hd) <= limit]
+    able = [way for way in fitting if way.most_keys(device, group, hd) >= seen]
+    # Where nothing can walk through so many keys, the op says how many can be.
+    return able or [max(fitting, key=lambda way: way.most_keys(device, group, hd))]
+
+
+def _tiles(device: Device, hd: int) -> list[Way]:
+    """Queries of a thread: 4 take fewer registers, 8 load less. A CPU's caches are its workgroup memory."""
+    if hd > LONGEST_TILE:
+        return []
+    if device.info.software:
+        return [Way("tiled", rows=rows, staged=False) for rows in (8, 4)]
+    return [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in (4, 8)]
 
 
 def _splits(device: Device, problem: Problem) -> list[Way]:
-    """Parts of at least 64 keys of the whole cache; more of them than any device has places for gain nothing."""
-    hd, heads = problem["hd"], Way("split").heads(problem["heads"] // problem["kv"])
+    """Parts of at least 64 keys; as many as keep a large GPU busy, and no more than the cache has."""
+    eights = problem["hd"] // 8
+    odd = eights // (eights & -eights)
     most = 1 << max(0, math.ceil(math.log2(problem["rows"] / 64)))
     found = []
     for splits, threads, lanes in _split_sizes(device):
-        eights = hd // 8
-        odd = eights // (eights & -eights)
-        workgroup = eights * max(1, 1 << int(math.log2(threads / eights))) if threads >= eights else eights
+        # Threads and lanes are whole multiples of what a key is divided into.
+        workgroup = eights << max(0, int(math.log2(max(1, threads / eights))))
         way = Way("split", workgroup, 64, min(splits, most), odd * min(lanes, eights // odd))
         if way.keys % (workgroup // way.lanes) == 0 and way.keys % (workgroup // eights) == 0:
             found.append(way)
-    limit = device.limits["max-compute-workgroup-storage-size"]
-    return [way for way in dict.fromkeys(found) if way.split_memory(heads, hd) <= limit]
+    return list(dict.fromkeys(found))
 
 
 def _split_sizes(device: Device) -> list[tuple[int, int, int]]:
-    """(parts, threads, lanes a key), the best first."""
+    """(parts, threads, lanes a key), the best first: by CPU time on llvmpipe, by ACO's inverse throughput on RDNA."""
     if device.info.software:
-        return [(8, 16, 1), (8, 8, 1), (16, 32, 1), (8, 16, 2)]
+        return [(8, 8, 1), (8, 16, 1), (8, 16, 2), (16, 32, 1)]
     return [(splits, threads, lanes) for splits in (32, 64, 16) for threads in (128, 64, 256) for lanes in (4, 8)]
-
-

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..gpu import Kernel, Plan, Tensor
 from ..gpu.kernel import Param
 from .attention_ways import Way
-
-
-def split_rounds(way: Way, group: int, hd: int) -> int:
-    """Rounds of all loops that one thread makes over a tile of keys; whatever a compiler unrolls would be less."""
-    heads, eights = way.heads(group), hd // 8
-    share, slots, rows = way.workgroup // heads, way.workgroup // way.lanes, way.workgroup // eights
-    per = way.keys // slots
-    scores = eights // way.lanes * (1 + per + heads * per) + per * (1 + heads)
-    search = -(-way.keys // share) * (2 + way.lanes) + share
-    sums = heads + way.keys // rows * (2 + heads)
-    return 1 + scores + search + sums
 
 
 def split_params(way: Way, n: int, heads: int, kv_heads: int, hd: int, cached: str) -> dict[str, Param]:
@@ -33,7 +24,7 @@ def add_split(
     values: Tensor,
     shape: tuple[int, int, int, int],
     scale: float,
-    turn: dict[str, Param] | None = None,
+    turn: Mapping[str, Param] | None = None,
 ) -> Tensor:
     """The first dispatch, shape: N, H, KV, HD. -> what `add_combine` reads.
 
@@ -49,11 +40,11 @@ def add_split(
     params |= {"AT_ONCE": way.at_once(hd), "SCALE": float(scale), "FUSED": turn is not None}
     kernel = Kernel.of("flash_decode.wgsl", **params)
     grid = (kv_heads * group // together, n, way.splits)
-    cost = {"nbytes": keys.nbytes + values.nbytes + 2 * scratch.nbytes, "flops": 4 * n * heads * hd * keys.shape[0]}
+    nbytes, flops = keys.nbytes + values.nbytes + scratch.nbytes, 4 * n * heads * hd * keys.shape[0]
     if turn is not None:
-        plan.add(op, kernel, [*inputs, plan.state], [scratch, keys, values], grid, **cost)
+        plan.add(op, kernel, [*inputs, plan.state], [scratch, keys, values], grid, nbytes=nbytes, flops=flops)
     else:
-        plan.add(op, kernel, [*inputs, keys, values, plan.state], [scratch], grid, **cost)
+        plan.add(op, kernel, [*inputs, keys, values, plan.state], [scratch], grid, nbytes=nbytes, flops=flops)
     return scratch
 
 

@@ -8,6 +8,7 @@ from ..gpu import Kernel, Plan, Tensor
 from ..reference import norm as norm_reference
 from ..reference import rope as reference
 from ..reference.rope import Sections
+from .attention_ways import CACHES, Q8_HEADS
 from .guard import expect, require, workgroup_for
 
 # The angle is one float32 product as in the twin; sin and cos come from polynomials good to about 1e-7, with the
@@ -15,6 +16,8 @@ from .guard import expect, require, workgroup_for
 TOLERANCE = 2e-5
 # float16 keeps 11 bits: half a step is 2^-11 = 4.9e-4 relative.
 TOLERANCE_F16 = 6e-4
+# Blocks of 8-bit integers: half a step is 1/254 of the block's largest value.
+TOLERANCES = {"f32": TOLERANCE, "f16": TOLERANCE_F16, "kv_q8": 4.5e-3}
 
 
 def rope(
@@ -85,7 +88,7 @@ def rope_qkv(
     """Queries, keys and values of one matmul, x [N, (H + 2 KV) * HD], made ready for attention -> q [N, H * HD].
 
     q and k are turned as by `rope` (after an RMS norm with `norms` [2 * HD], first half for q, if given); k and v go to
-    rows n_past, n_past + 1, ... of the caches [S, KV * HD], float32 or float16.
+    rows n_past, n_past + 1, ... of the caches [S, KV * HD], of one of CACHES.
     """
     expect("rope_qkv", x, (None, None))
     n, width = x.shape
@@ -93,13 +96,12 @@ def rope_qkv(
     require("rope_qkv", width % slots == 0, f"{x.name} has rows of {width} for {heads} + 2 x {kv_heads} heads")
     hd = width // slots
     expect_turn("rope_qkv", n, hd, positions, freqs, style, sections)
-    expect("rope_qkv", keys, (None, kv_heads * hd), ("f32", "f16"))
-    expect("rope_qkv", values, keys.shape, (keys.dtype,))
+    expect_cache("rope_qkv", keys, values, kv_heads, hd)
     if norms is not None:
         expect("rope_qkv", norms, (2 * hd,))
     q = plan.empty((n, heads * hd), "f32", f"{x.name}.q")
     turn = turn_params(plan, hd, freqs, style, sections, norms, eps)
-    kernel = Kernel.of("rope_qkv.wgsl", H=heads, KV=kv_heads, TO=keys.dtype, **turn)
+    kernel = Kernel.of("rope_qkv.wgsl", H=heads, KV=kv_heads, CACHED=keys.dtype, WIDE=hd % 8 == 0, **turn)
     inputs = [x, positions, freqs, *([norms] if norms is not None else []), plan.state]
     grid = (slots, n, 1)
     plan.add("rope_qkv", kernel, inputs, [q, keys, values], grid, nbytes=8 * n * width, flops=6 * n * width)
@@ -109,16 +111,36 @@ def rope_qkv(
         values: np.ndarray, *norms: np.ndarray,
     ) -> list[np.ndarray]:  # fmt: skip
         rows = x[:n_tokens].reshape(-1, slots, hd)
+        turn = (positions, freqs, eps, style, sections)
         of_q, of_k = (norms[0][:hd], norms[0][hd:]) if norms else (None, None)
-        keys, values = keys.copy(), values.copy()
-        new = slice(n_past, n_past + len(rows))
-        keys[new] = turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
-        values[new] = rows[:, heads + kv_heads :].reshape(len(rows), -1)
-        return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections), keys, values]
+        new_keys, new_values = grown(rows[:, heads:], n_past, keys, values, of_k, turn)
+        return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections), new_keys, new_values]
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
-    plan.check(twin, read, [q, keys, values], TOLERANCE_F16 if keys.dtype == "f16" else TOLERANCE)
+    plan.check(twin, read, [q, keys, values], TOLERANCES[keys.dtype])
     return q
+
+
+def grown(
+    rows: np.ndarray, n_past: int, keys: np.ndarray, values: np.ndarray, norm: np.ndarray | None,
+    turn: tuple[np.ndarray, np.ndarray, float, str, Sections],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The twin of what is put into a cache: rows [N, 2 KV, HD], keys to be turned and then values -> both caches."""
+    positions, freqs, eps, style, sections = turn
+    kv_heads = rows.shape[1] // 2
+    keys, values = keys.copy(), values.copy()
+    new = slice(n_past, n_past + len(rows))
+    keys[new] = turned(rows[:, :kv_heads], positions, freqs, norm, eps, style, sections)
+    values[new] = rows[:, kv_heads:].reshape(len(rows), -1)
+    return keys, values
+
+
+def expect_cache(op: str, keys: Tensor, values: Tensor, kv_heads: int, hd: int) -> None:
+    """Keys and values [S, KV * HD] of one type."""
+    expect(op, keys, (None, kv_heads * hd), CACHES)
+    expect(op, values, keys.shape, (keys.dtype,))
+    fits = keys.dtype != "kv_q8" or hd in Q8_HEADS
+    require(op, fits, f"{keys.name} is kv_q8, which is for heads of 64 and 128, not {hd}")
 
 
 def expect_turn(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str, sections: Sections) -> None:

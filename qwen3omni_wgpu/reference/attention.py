@@ -39,3 +39,25 @@ def window_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, tiles: np.ndar
             if len(scores):
                 out[rows, h] = softmax(scores) @ v[start:stop, h]
     return out
+
+
+def to_cache_bytes(rows: np.ndarray) -> np.ndarray:
+    """Rows [S, W] of a KV cache as "kv_q8" keeps them: uint8 [S, W / 32 * 34], W a multiple of 64.
+
+    First a byte a value, its integer (-127 to 127) + 128, then a half a block of 32 values, its scale: the largest
+    value / 127, and never so small that a half would keep it as a denormal number.
+    """
+    blocks = rows.astype(np.float32).reshape(len(rows), -1, 32)
+    scales = np.maximum(np.abs(blocks).max(axis=2) / np.float32(127), np.float32(2**-14)).astype(np.float16)
+    integers = np.clip(np.rint(blocks / scales.astype(np.float32)[:, :, None]), -127, 127)
+    bytes_of = (integers + 128).astype(np.uint8).reshape(rows.shape)
+    return np.concatenate([bytes_of, scales.view(np.uint8)], axis=1)
+
+
+def from_cache_bytes(raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of `to_cache_bytes`: uint8 [S, W / 32 * 34] -> float32 [S, W]."""
+    s, width = shape
+    raw = raw.reshape(s, -1)
+    scales = np.ascontiguousarray(raw[:, width:]).view(np.float16).astype(np.float32)
+    integers = raw[:, :width].astype(np.float32) - 128
+    return (integers.reshape(s, -1, 32) * scales[:, :, None]).reshape(s, width)

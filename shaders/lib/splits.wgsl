@@ -1,7 +1,6 @@
 // How the past keys are dealt out over SPLITS workgroups, and what each leaves behind in `scratch`: for every (split,
 // token, head) HD / 4 fours of a sum of values, not yet divided, then (maximum, sum of the shares, 0, 0); behind all of
-// them the queries, ready for keys
-// times CACHED_SCALE and powers of two.
+// them the queries, ready for keys times CACHED_SCALE and powers of two.
 const FOURS: u32 = HD / 4u;
 const LOG2_E: f32 = 1.44269504;
 const LOWEST: f32 = -3.0e38;

@@ -171,10 +171,13 @@ def matmul_swiglus(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def attentions(draw: st.DrawFn) -> dict[str, Any]:
-    kv = draw(some(1, 4))
-    shapes = {"n": draw(some(1, 6)), "heads": kv * draw(some(1, 8)), "kv": kv, "hd": draw(fours(36))}
-    window = draw(st.sampled_from((0, 0, 1, 40, 72)))  # each is a kernel of its own
-    return {**shapes, "past": draw(some(0, 200)), "cache": draw(st.sampled_from(("f16", "f32"))), "window": window}
+    # Few shapes: each is a kernel of its own, or two.
+    n, window = draw(st.sampled_from(((1, 0), (2, 0), (5, 0), (5, 40))))
+    heads, kv = draw(st.sampled_from(((6, 2), (11, 1))))
+    cache, hd = draw(st.sampled_from((("f16", 36), ("f16", 40), ("f32", 16), ("kv_q8", 64))))
+    if cache == "kv_q8":
+        window = 0
+    return {"n": n, "heads": heads, "kv": kv, "hd": hd, "past": draw(some(0, 200)), "cache": cache, "window": window}
 
 
 @st.composite

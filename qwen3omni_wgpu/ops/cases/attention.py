@@ -9,6 +9,7 @@ import numpy as np
 from ...gpu import Plan, Tensor
 from ...reference import rope as rope_reference
 from ..attention import attention, store_rows
+from ..attention_ways import Way
 from ..attention_windows import window_attention, window_tiles
 from ..rope import rope, rope_qkv
 from ..rope_attention import rope_attention
@@ -22,10 +23,22 @@ from .make import (
     uploaded,
 )
 
+# Ways of attention that no rule chooses for the small cases.
+WAYS: tuple[dict[str, Any], ...] = (
+    {"kernel": "split", "workgroup": 128, "splits": 4, "lanes": 8},
+    {"kernel": "split", "workgroup": 64, "splits": 8, "lanes": 4},
+    {"kernel": "tiled", "rows": 8, "staged": True},
+    {"kernel": "direct"},
+)
+
+
+def way_of(way: dict[str, Any] | None) -> Way | None:
+    return Way(**way) if way else None
+
 
 def _heads(
     plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int,
-    sections: rope_reference.Sections, qk_norm: bool, pairs: int | None, fused: bool,
+    sections: rope_reference.Sections, qk_norm: bool, pairs: int | None, fused: bool, way: dict[str, Any] | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """A layer's queries, keys and values with all that turning them takes."""
     set_state(plan, start, n)
@@ -37,7 +50,9 @@ def _heads(
     x = normal(plan, rng, n, (heads + 2 * kv) * hd)
     common = (plan, x, positions, freqs, heads, kv, keys, vals)
     turn: dict[str, Any] = {"style": style, "sections": sections, "norms": norms, "eps": 1e-3}
-    return [rope_attention(*common, hd**-0.5, **turn) if fused else rope_qkv(*common, **turn), keys, vals]
+    if fused:
+        return [rope_attention(*common, hd**-0.5, **turn, way=way_of(way)), keys, vals]
+    return [rope_qkv(*common, **turn), keys, vals]
 
 
 def _rope(
@@ -67,8 +82,9 @@ def _rope_qkv(
 def _rope_attention(
     plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, style: str, cache: str, start: int = 0,
     sections: rope_reference.Sections = None, qk_norm: bool = False, pairs: int | None = None,
+    way: dict[str, Any] | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    return _heads(plan, rng, n, heads, kv, hd, style, cache, start, sections, qk_norm, pairs, fused=True)
+    return _heads(plan, rng, n, heads, kv, hd, style, cache, start, sections, qk_norm, pairs, fused=True, way=way)
 
 
 def _store_rows(plan: Plan, rng: Rng, n: int, width: int, cache: str, start: int) -> list[Tensor]:
@@ -83,12 +99,13 @@ def _load_rows(plan: Plan, rng: Rng, n: int, d: int, start: int) -> list[Tensor]
 
 
 def _attention(
-    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str, window: int = 0
-) -> list[Tensor]:
+    plan: Plan, rng: Rng, n: int, heads: int, kv: int, hd: int, past: int, cache: str, window: int = 0,
+    way: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
     set_state(plan, past, n)
     keys, vals = (filled_cache(plan, rng, past + n + 5, kv * hd, cache) for _ in range(2))
     q = normal(plan, rng, n, heads * hd, name="q")
-    return [attention(plan, q, keys, vals, heads, kv, hd**-0.5, window)]
+    return [attention(plan, q, keys, vals, heads, kv, hd**-0.5, window, way=way_of(way))]
 
 
 def _window_attention(
@@ -137,12 +154,21 @@ CASES: tuple[Case, ...] = (
       for n, s in ((1, 0), (2, 7))),
     *(case("rope_attention", n=2, heads=2, kv=1, hd=72, style="neox", cache=c, pairs=20, start=5, qk_norm=c == "f16")
       for c in ("f32", "f16")),
+    # Blocks of 8-bit integers in the cache; heads that are no eights.
+    *(case("rope_attention", n=n, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=s, qk_norm=n == 1, way=w)
+      for n, s, w in ((1, 0, None), (2, 600, WAYS[1]))),
+    case("rope_qkv", n=5, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=2),
+    *(case("rope_qkv", n=3, heads=2, kv=1, hd=36, style="neox", cache=c, start=s) for c, s in (("f32", 0), ("f16", 4))),
     *(case("store_rows", n=5, width=w, cache=c, start=3) for w in (192, 512) for c in ("f32", "f16")),
     *(case("load_rows", n=n, d=d, start=s) for n, d, s in ((5, 1152, 9), (1, 4, 0), (3, 260, 1))),
     *(case("attention", n=n, heads=h, kv=kv, hd=hd, past=p, cache=c)
       for n, h, kv, hd, p in ((1, 9, 3, 64, 0), (1, 32, 4, 128, 63), (1, 32, 4, 128, 64), (1, 16, 2, 128, 300),
                               (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))
       for c in ("f32", "f16")),
+    *(case("attention", n=n, heads=9, kv=3, hd=64, past=p, cache="kv_q8") for n, p in ((1, 130), (20, 50))),
+    *(case("attention", n=n, heads=4, kv=2, hd=64, past=p, cache=c, way=WAYS[i])
+      for n, p, c, i in ((2, 500, "f32", 0), (1, 300, "f16", 1), (9, 70, "f16", 2), (2, 70, "f16", 3))),
+    *(case("attention", n=n, heads=4, kv=2, hd=36, past=p, cache="f32") for n, p in ((1, 70), (5, 0))),
     *(case("attention", n=n, heads=h, kv=kv, hd=64, past=p, cache=c, window=w)
       for n, h, kv, p, c, w in ((5, 16, 16, 300, "f32", 72), (80, 2, 2, 0, "f32", 72), (3, 4, 2, 70, "f16", 64),
                                 (4, 2, 1, 1, "f32", 1))),
@@ -152,5 +178,11 @@ CASES: tuple[Case, ...] = (
                                 (65, 40, 1, 4, 2, "f16"))),
     *(case("window_attention", True, n=1024, s=s, heads=16, hd=72, windows=1, stored=c)
       for s in (1024, 4096) for c in ("f32", "f16")),
-    *(case("attention", True, n=1, heads=32, kv=4, hd=128, past=p, cache="f16") for p in (4095, 32767)),
+    # The 30B's heads: what a token costs at a depth, and a chunk of a prompt.
+    *(case("attention", True, n=1, heads=32, kv=4, hd=128, past=p, cache=c)
+      for c in ("f16", "kv_q8") for p in (4095, 16383, 32767, 65471)),
+    *(case("attention", True, n=512, heads=32, kv=4, hd=128, past=p, cache=c)
+      for c in ("f16", "kv_q8") for p in (0, 3584, 15872, 32256)),
+    *(case("rope_attention", True, n=1, heads=32, kv=4, hd=128, style="neox", cache=c, start=32767,
+           sections=(24, 20, 20), qk_norm=True) for c in ("f16", "kv_q8")),
 )  # fmt: skip

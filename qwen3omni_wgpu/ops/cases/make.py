@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 
 from ...gpu import Device, Plan, Tensor
+from ...reference.attention import to_cache_bytes
 from ..variant import Variant
 
 Rng = np.random.Generator
@@ -95,6 +96,8 @@ def filled_cache(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Ten
     if plan.dry:
         return Tensor.pending(plan.device, (rows, width), dtype, "cache")
     array = rng.standard_normal((rows, width), dtype=np.float32)
+    if dtype == "kv_q8":
+        return Tensor.from_bytes(plan.device, to_cache_bytes(array), (rows, width), dtype, "cache")
     return uploaded(plan, array.astype(np.float16) if dtype == "f16" else array, "cache")
 
 
