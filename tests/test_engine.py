@@ -13,11 +13,12 @@ from tiny_gguf import write_tiny
 from qwen3omni_wgpu.engine import Engine, Token
 from qwen3omni_wgpu.errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
-from qwen3omni_wgpu.gpu import Device, NumericalError, Plan, Profiler, Tensor
+from qwen3omni_wgpu.gpu import Device, NumericalError, Pending, Plan, Profiler, Tensor
 from qwen3omni_wgpu.gpu.kernel import shader_root
 from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.ops.attention import most_keys
 from qwen3omni_wgpu.reference.sample import penalize
+from qwen3omni_wgpu.runner import Runner
 from qwen3omni_wgpu.sampler import GenerationConfig, Sampler
 
 pytestmark = pytest.mark.gpu
@@ -387,6 +388,54 @@ def test_a_seed_repeats_the_answer(engine, ids):
     assert answer_ids(engine, ids[:9], config(16, seed=8, **hot)) != first
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 64, -1])
+def test_a_window_of_penalties_moves_on_the_gpu(engine, model, ids, window):
+    """The token that is not read yet is counted on the GPU, and what leaves is taken off in time."""
+    options = {"repeat_penalty": 1.4, "presence_penalty": 0.9, "frequency_penalty": 0.7, "repeat_last_n": window}
+    other = fresh(model)
+    for settings in (config(14, **options), config(14, temperature=1.5, **options)):
+        assert answer_ids(engine, ids[:9], settings) == host_answer(other.logits, ids[:9], settings, 14)
+    other.free()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_is_submitted_before_the_last_one_is_read(engine, ids, monkeypatch, way):
+    """At most two are under way, and none is left."""
+    events: list[str] = []
+    start, result = Runner.start, Pending.result
+    monkeypatch.setattr(Runner, "start", lambda *args: (events.append("submit"), start(*args))[1])
+    monkeypatch.setattr(Pending, "result", lambda self: (events.append("read"), result(self))[1])
+    answer(engine, ids[:9], config(5, **WAYS[way]))
+    assert events == ["submit", "submit", "read", "submit", "read", "submit", "read", "submit", "read", "read"]
+    for taken in (1, 3):
+        events.clear()
+        stream = engine.generate(ids[:9], config(9, **WAYS[way]), frozenset())
+        for _ in range(taken):
+            next(stream)
+        stream.close()
+        assert events.count("submit") == events.count("read") == taken + 1
+
+
+def test_a_drawn_token_is_all_that_is_read(engine, ids, device, monkeypatch):
+    settings = config(6, temperature=1.0, repeat_penalty=1.2)
+    expected = answer_ids(engine, ids[:9], settings)
+    monkeypatch.setattr(Device, "read_buffer", lambda *_: pytest.fail("more was read"))
+    monkeypatch.setattr(Sampler, "pick", lambda *_: pytest.fail("drawn on the host"))
+    assert answer_ids(engine, ids[:9], settings) == expected
+    assert {read.nbytes for name, read in engine._reads.items() if name.startswith("sample pick")} == {8}
+
+
+@pytest.mark.parametrize("way", ["sampled", "penalised"])
+def test_no_possible_token_is_an_error(model, device, ids, monkeypatch, way):
+    """Every logit minus infinity, which no weights would give: it is written where the prompt's logits were to be."""
+    engine = fresh(model)
+    answer(engine, ids[:9], config(1))
+    monkeypatch.setattr(engine, "_append", lambda *_: engine._logits.write(np.full((1, VOCAB), -np.inf, np.float32)))
+    with pytest.raises(InvalidRequest, match="no token is possible"):
+        answer(engine, ids[:10], config(1, **WAYS[way]))
+    engine.free()
+
+
 @pytest.mark.parametrize("window", [3, 64, -1, 0])
 def test_penalties_equal_numpy(engine, file, ids, window):
     """Greedy under strong penalties, from NumPy logits and NumPy penalties."""
@@ -434,13 +483,15 @@ def test_cache_sizes(model, device):
     """Two caches a layer of KV * HD values a token."""
     device.wait()
     sizes = {}
-    for kv_type in ("f32", "f16"):
+    for kv_type in ("f32", "f16", "q8_0"):
         before = device.allocated
         engine = Engine(model, CTX, kv_type=kv_type)
         sizes[kv_type] = device.allocated - before
         engine.free()
     c = model.config
-    assert sizes["f32"] - sizes["f16"] == 2 * c.n_layers * CTX * c.n_kv_heads * c.head_dim * 2
+    values = 2 * c.n_layers * CTX * c.n_kv_heads * c.head_dim
+    assert sizes["f32"] - sizes["f16"] == 2 * values
+    assert sizes["f16"] - sizes["q8_0"] == 2 * values - values // 32 * 34
 
 
 def test_half_precision_cache_is_near(model, ids, truth):
@@ -491,6 +542,12 @@ def test_no_room_for_the_cache(model, device, monkeypatch):
 
 
 WRONG = [(0, "f16", "--ctx-size 0"), (-5, "f16", "-5"), (8, "q8", "q8")]
+
+
+def test_a_cache_of_8_bits_needs_heads_of_64_or_128(tmp_path, device):
+    recipe = {"arch": "qwen3", "head_dim": 32, "vocab": VOCAB, "tokenizer": False}
+    with pytest.raises(InvalidRequest, match="heads of 64 or 128, and this one's have 32; use f16"):
+        Engine(TextModel.load(read_gguf(write_tiny(tmp_path / "tiny.gguf", **recipe)), device), 64, "q8_0")
 
 
 @pytest.mark.parametrize(("ctx_size", "kv_type", "says"), WRONG)
@@ -589,11 +646,12 @@ def test_profiled_runs_give_the_same_tokens(model, device, ids):
     timed.free()
 
 
-def test_logits_that_are_no_numbers_are_an_error_not_token_0(model, device, ids, monkeypatch):
+@each_way
+def test_logits_that_are_no_numbers_are_an_error_not_token_0(model, device, ids, monkeypatch, way):
     nan = Tensor.from_numpy(device, np.full(model.config.dim, np.nan, np.float32), "nan")
     with monkeypatch.context() as damaged:
         damaged.setitem(model.weights, "output_norm.weight", nan)
         with pytest.raises(OmniError, match="no numbers"):
-            list(fresh(model).generate(ids[:5], config(4), frozenset()))
+            list(fresh(model).generate(ids[:5], config(4, **WAYS[way]), frozenset()))
     nan.free()
     assert len(answer_ids(fresh(model), ids[:5], config(4))) == 4

@@ -297,3 +297,60 @@ def test_what_the_gpu_needs_for_penalties():
     chooser = sampler([1], repeat_penalty=1.3, presence_penalty=0.25, frequency_penalty=0.125)
     assert chooser.penalising
     assert chooser.penalty_options == (1.3, 0.25, 0.125)
+
+
+# ------------------------------------------------------------------------ draws on the GPU
+
+
+@pytest.mark.parametrize(("settings", "decided"), [
+    ({"temperature": 0, "top_k": 0}, True), ({}, True), ({"top_k": 1}, True), ({"top_k": MAX_CANDIDATES}, True),
+    ({"top_k": MAX_CANDIDATES + 1}, False), ({"top_k": 0}, False),
+])  # fmt: skip
+def test_what_a_few_candidates_always_decide(settings, decided):
+    assert sampler(**settings).decided is decided
+
+
+def test_the_numbers_of_a_draw():
+    chooser = sampler(temperature=0.5, top_k=9, top_p=0.75, min_p=0.25, repeat_penalty=1.5, presence_penalty=0.25)
+    numbers = chooser.numbers(77)
+    assert numbers.dtype == np.float32
+    np.testing.assert_allclose(numbers[:4], [0.5, 9, 0.75, math.log(0.25)], rtol=1e-6)
+    assert numbers[5:].tolist() == [77, 1.5, 0.25, 0]
+    assert 0 <= numbers[4] < 1
+    assert chooser.numbers(77)[4] != numbers[4]
+
+
+def test_numbers_are_those_that_pick_draws_with():
+    """Of equal logits the number alone decides which one comes."""
+    logits, settings = np.zeros(100, np.float32), {"temperature": 1.0, "top_k": 100, "top_p": 1.0, "min_p": 0.0}
+    host, gpu = sampler(seed=3, **settings), sampler(seed=3, **settings)
+    for _ in range(50):
+        assert pick(host, logits)[0] == int(gpu.numbers(0)[4] * 100)
+
+
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0, "top_k": 7, "top_p": 0.1}, {"temperature": 1e-300}, {"min_p": 0.0}, {"min_p": 5e-324},
+    {"temperature": 1e300}, {"top_k": 2**31}, {"repeat_penalty": 1e300},
+], ids=str)  # fmt: skip
+def test_numbers_that_float32_cannot_hold(settings):
+    numbers = sampler(**settings).numbers(0)
+    assert np.isfinite(numbers).all()
+    assert numbers[0] >= 1e-31
+    if settings.get("temperature") == 0:
+        assert numbers[:3].tolist() == [1, 1, 1]  # the best one, whatever else is set
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.sampled_from([-1, 0, 1, 4, 100]))
+def test_what_leaves_the_window(tokens, last_n):
+    """Counting what comes and taking off what leaves gives the same counts."""
+    chooser = sampler(tokens[:7], presence_penalty=1.0, repeat_last_n=last_n)
+    ids, times = chooser.penalties()
+    counts = Counter(dict(zip(ids.tolist(), times.tolist(), strict=True)))
+    for token in tokens[7:]:
+        leaving = chooser.leaving
+        chooser.accept(token)
+        if last_n:
+            counts.update([token])
+            counts.subtract([] if leaving is None else [leaving])
+        ids, times = chooser.penalties()
+        assert +counts == Counter(dict(zip(ids.tolist(), times.tolist(), strict=True)))

@@ -32,14 +32,14 @@ class ReadBack:
     def __init__(self, device: Device, tensors: Sequence[Tensor]):
         self.device = device
         self.tensors = list(tensors)
-        self._size = sum(_rounded(tensor) for tensor in self.tensors)
+        self.nbytes = sum(_rounded(tensor) for tensor in self.tensors)
         self._free: list[Any] = []
         self._sources: list[tuple[Any, int, int, int]] | None = None  # known once the tensors have buffers
 
     def submit(self, plans: Sequence[Plan]) -> Pending:
         """Submit plans and, after them, the copies."""
         usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
-        buffer = self._free.pop() if self._free else self.device.create_buffer(self._size, "read-back", usage=usage)
+        buffer = self._free.pop() if self._free else self.device.create_buffer(self.nbytes, "read-back", usage=usage)
         target = buffer._internal
         copies = [(source, offset, target, at, size) for source, offset, at, size in self._copies()]
         for command in encode_plans(self.device, plans, copies):

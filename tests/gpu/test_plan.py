@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qwen3omni_wgpu import ops
-from qwen3omni_wgpu.gpu import Device, Kernel, NumericalError, Plan, Tensor
+from qwen3omni_wgpu.gpu import Device, Kernel, NumericalError, Plan, ReadBack, Tensor
 from qwen3omni_wgpu.gpu import plan as plan_module
 from qwen3omni_wgpu.ops.cases import CASES
 
@@ -217,6 +217,52 @@ def test_long_plans_are_cut_by_flops(device, monkeypatch):
     monkeypatch.setattr(plan_module, "FLOPS_PER_SUBMIT", 1)
     assert [len(steps) for steps in plan.submits()] == [1] * 10
     plan.free()
+
+
+def test_replays_set_a_pipeline_once_in_a_row(device):
+    """Of two adds, a norm and an add the second has the pipeline of the first."""
+    x, array = rows(device, 20)
+    weight = Tensor.from_numpy(device, np.ones(F, np.float32), "weight")
+    plan = Plan(device)
+    y = ops.rms_norm(plan, ops.add(plan, ops.add(plan, x, x), x), weight, 1e-6)
+    z = ops.add(plan, y, x)
+    (submit,) = plan.finish(keep=[z]).replay()
+    assert [call[0] is None for call in submit.calls] == [False, True, False, False]
+    assert plan.replay()[0] is submit
+    plan.run()
+    expected = 3 * array / np.sqrt((9.0 * array**2).mean(axis=1, keepdims=True) + 1e-6) + array
+    np.testing.assert_allclose(z.numpy(), expected, rtol=1e-5, atol=1e-5)
+    plan.free()
+
+
+def test_plans_and_copies_share_submits(device, monkeypatch):
+    """Two plans of three steps and what is read of them: one submit, or as many as the limit demands."""
+    x, array = rows(device, 21)
+    plans, ends = [], []
+    for _ in range(2):
+        plan = Plan(device)
+        ends.append(ops.add(plan, ops.add(plan, ops.add(plan, x, x), x), x))
+        plans.append(plan.finish(keep=ends[-1:]))
+    each = plans[0].steps[0].flops
+    read = ReadBack(device, ends)
+    submits = []
+    original = device.submit
+    monkeypatch.setattr(device, "submit", lambda commands: (submits.append(len(commands)), original(commands)))
+    for limit, expected in ((1e11, 1), (6 * each, 1), (5 * each, 2), (3 * each, 2)):
+        monkeypatch.setattr(plan_module, "FLOPS_PER_SUBMIT", limit)
+        submits.clear()
+        for found in read.submit(plans).result():
+            np.testing.assert_allclose(found, 4 * array, rtol=1e-6)
+        assert submits == [1] * expected, limit
+    for plan in plans:
+        plan.free()
+    read.free()
+
+
+def test_a_replay_of_nothing(device):
+    x, array = rows(device, 22)
+    (found,) = ReadBack(device, [x]).submit([]).result()
+    np.testing.assert_array_equal(found, array)
 
 
 def test_costs_add_up(device):
