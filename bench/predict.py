@@ -1,10 +1,10 @@
 """The cost model against the clock: predicted and measured tokens a second on this device, and the error.
 
-    python bench/predict.py [MODEL.gguf ...] [-n 16] [-p 128] [-d 0,512] [-r 5] [--device NAME] [--clock wall|cpu]
+    python bench/predict.py [MODEL.gguf ...] [-n 16] [-p 128] [-d 0,512] [-r 3] [--rounds 3] [--device NAME] [--clock wall|cpu]
 
 Without MODEL: SmolLM2 (QWEN3OMNI_MODEL, or the installed package) and two tiny random models, a dense one and a mixture
-of experts, of widths that are drawn anew. The profile is measured by micro-benchmarks (cost/calibrate.py) right before
-each model; the model itself runs only afterwards. --clock cpu counts the processor time of the process instead: on a
+of experts, of widths that are drawn anew. A round measures a profile by micro-benchmarks (cost/calibrate.py), predicts
+from it and then runs the model; the error is the median of the rounds'. --clock cpu counts the processor time of the process instead: on a
 software adapter of a machine that others use, too, that is what can be compared. The last line is JSON.
 """
 
@@ -60,31 +60,36 @@ def measured(omni: Omni, depth: int, n: int, answer: bool, clock: Callable[[], f
 
 
 def compared(path: Path, options: argparse.Namespace) -> Iterator[dict]:
-    """Predictions first, then measurements of the same tests."""
+    """Rounds of a calibration, its predictions and the measurements: a pair stands close together in time."""
     clock = CLOCKS[options.clock]
     sketch = Sketch.of_file(read_gguf(path))
+    tests = [(depth, n, answer) for depth in options.d for n, answer in ((options.p, False), (options.n, True))]
     context = max(options.d) + max(options.p, options.n) + 2
+    pairs: dict[tuple[int, int, bool], list[tuple[float, float]]] = {test: [] for test in tests}
     with Omni.from_pretrained(path, ctx_size=context, device=options.device) as omni:
         device, kv_type = omni.device, omni.engine.kv_type
         model = paper_model(sketch, PaperDevice.like(device), omni.engine.model.activations)
         buckets = {1, *(bucket for bucket, _ in steps_of(device, options.p))}
-        costs = calibrate(device, sketch, model.activations, kv_type, buckets, options.r, clock=clock)
-        for depth in options.d:
-            for n, answer in ((options.p, False), (options.n, True)):
+        for depth, n, answer in tests:
+            measured(omni, depth, n, answer, clock)  # compiles
+        for _ in range(options.rounds):
+            costs = calibrate(device, sketch, model.activations, kv_type, buckets, options.r, clock=clock)
+            for depth, n, answer in tests:
                 predict = predict_decode if answer else predict_prefill
                 expected = predict(costs, model, n, depth, context, kv_type).rate
-                runs = [measured(omni, depth, n, answer, clock) for _ in range(options.r + 1)][1:]
-                found = statistics.median(runs)
-                yield {
-                    "model": path.name,
-                    "device": str(device.info),
-                    "clock": options.clock,
-                    "test": f"{'tg' if answer else 'pp'}{n}" + (f" @ d{depth}" if depth else ""),
-                    "predicted": expected,
-                    "measured": found,
-                    "runs": runs,
-                    "error": expected / found - 1,
-                }
+                found = statistics.median(measured(omni, depth, n, answer, clock) for _ in range(options.r))
+                pairs[depth, n, answer].append((expected, found))
+        for (depth, n, answer), rates in pairs.items():
+            yield {
+                "model": path.name,
+                "device": str(device.info),
+                "clock": options.clock,
+                "test": f"{'tg' if answer else 'pp'}{n}" + (f" @ d{depth}" if depth else ""),
+                "predicted": statistics.median(expected for expected, _ in rates),
+                "measured": statistics.median(found for _, found in rates),
+                "error": statistics.median(expected / found - 1 for expected, found in rates),
+                "rounds": rates,
+            }
 
 
 def main() -> None:
@@ -93,7 +98,8 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=16, help="tokens to decode")
     parser.add_argument("-p", type=int, default=128, help="tokens of the prompt")
     parser.add_argument("-d", type=lambda text: [int(part) for part in text.split(",")], default=[0, 512])
-    parser.add_argument("-r", type=int, default=5, help="runs of each")
+    parser.add_argument("-r", type=int, default=3, help="runs of each in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
