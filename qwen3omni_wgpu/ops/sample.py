@@ -15,15 +15,32 @@ MOST_LOGITS = 4096
 TOLERANCE = 1e-5
 
 
-def argmax(plan: Plan, logits: Tensor, out: Tensor | None = None) -> Tensor:
-    """Index of the largest logit of every row (ties to the lower): [N, V] -> uint32 [N], or into out[:N]."""
+def argmax(plan: Plan, logits: Tensor, out: Tensor | None = None, parts: int | None = None) -> Tensor:
+    """Index of the largest logit of every row (ties to the lower): [N, V] -> uint32 [N], or into out[:N].
+
+    parts: workgroups a row; with more than one, another compares what they found.
+    """
     expect("argmax", logits, (None, None))
     n, v = logits.shape
     ids = out or plan.empty((n,), "u32", f"{logits.name}.argmax")
     expect("argmax", ids, (None,), ("u32",))
     require("argmax", ids.shape[0] >= n, f"{ids.name} has {ids.shape[0]} rows for {n} of {logits.name}")
-    plan.add("argmax", Kernel.of("argmax.wgsl", V=v, WG=256), [logits], [ids], (n, 1, 1), nbytes=4 * n * v)
-    plan.check(lambda _p, _n, logits: [reference.argmax(logits)], [logits], [ids], 0.0)
+    # On a GPU one workgroup waits for memory again and again: a long row is searched by several, side by side.
+    parts = parts or (1 if plan.device.info.software else max(1, min(64, v // 1024)))
+
+    def add(listed: bool, inputs: list[Tensor], found: Tensor, groups: int) -> None:
+        kernel = Kernel.of("argmax.wgsl", V=v, WG=256, PARTS=parts, LISTED=listed)
+        size = 8 * parts * n if listed else 4 * n * v
+        plan.add("argmax", kernel, inputs, [found], (groups, n, 1), nbytes=size)
+
+    if parts == 1:
+        add(False, [logits], ids, 1)
+    else:
+        each = plan.empty((n * parts,), "u32", f"{logits.name}.parts")
+        add(False, [logits], each, parts)
+        add(True, [logits, each], ids, 1)
+    steps = 1 if parts == 1 else 2
+    plan.check(lambda _p, _n, logits: [reference.argmax(logits)], [logits], [ids], 0.0, steps)
     return ids
 
 

@@ -327,7 +327,10 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "softmax": rows(9, some(1, 700)),
     "moe_gate": gates(),
     "moe_combine": st.fixed_dictionaries({"n": some(1, 6), "k": some(1, 9), "d": fours(80)}),
-    "argmax": rows(4, some(1, 1500), "v"),
+    "argmax": st.one_of(
+        rows(4, some(1, 1500), "v"),
+        st.fixed_dictionaries({"n": some(1, 4), "v": st.sampled_from((5, 333, 1400)), "parts": some(1, 5)}),
+    ),
     "top_k": top_ks(),
     "pick": picks(),
     "penalize": st.fixed_dictionaries({"v": some(64, 500), "used": some(0, 64)}),
@@ -452,13 +455,14 @@ KINDS = ("equal", "whole", "huge", "extreme")
 SIZES = (1, 7, 256, 300, 4097)
 
 
+@pytest.mark.parametrize("parts", [1, 9])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_argmax_of_ties(device, kind, size):
+def test_argmax_of_ties(device, kind, size, parts):
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     logits = np.stack([row_of(kind, size, np.random.default_rng(seed + i)) for i in range(4)])
     plan = Plan(device)
-    ids = ops.argmax(plan, put(plan, logits, "logits"))
+    ids = ops.argmax(plan, put(plan, logits, "logits"), parts=parts)
     (found,) = run(plan, ids)
     # Exact: of 1e-42, 0.0 and -0.0 the first is the largest and the other two are equal, whatever the driver does.
     np.testing.assert_array_equal(found, logits.argmax(axis=1), err_msg=f"seed {seed}")

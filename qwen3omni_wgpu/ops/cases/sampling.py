@@ -15,8 +15,8 @@ from .make import (
 )
 
 
-def _argmax(plan: Plan, rng: Rng, n: int, v: int) -> list[Tensor]:
-    return [argmax(plan, normal(plan, rng, n, v))]
+def _argmax(plan: Plan, rng: Rng, n: int, v: int, parts: int | None = None) -> list[Tensor]:
+    return [argmax(plan, normal(plan, rng, n, v), parts=parts)]
 
 
 def _top_k(plan: Plan, rng: Rng, v: int, k: int, ties: bool = False) -> list[Tensor]:
@@ -78,6 +78,7 @@ BUILDERS: dict[str, Builder] = {
 
 CASES: tuple[Case, ...] = (
     *(case("argmax", n=n, v=v) for n, v in ((1, 49152), (3, 151), (1, 152064))),
+    *(case("argmax", n=n, v=v, parts=parts) for n, v, parts in ((3, 700, 300), (2, 9000, 7))),
     *(case("top_k", v=v, k=k) for v, k in ((49152, 40), (152064, 128), (300, 128), (128, 128), (777, 1))),
     *(case("top_k", v=v, k=k, ties=True) for v, k in ((4096, 128), (513, 40))),
     *(case("pick", v=v, k=k, chain=c, penalties=p, ties=t)
