@@ -63,17 +63,19 @@ def test_all_that_an_engine_asks_was_rehearsed(tiny, unasked):
     model.free()
 
 
-def test_layers_of_another_type_are_rehearsed_too(tiny, unasked):
+@pytest.mark.parametrize("number", [0, 1])
+def test_layers_of_another_type_are_rehearsed_too(number, tiny, unasked):
+    name = f"blk.{number}.attn_output.weight"
     model = TextModel.load(read_gguf(tiny), unasked)
     engine = Engine(model, 64)
     before = {problem.key for problem in engine.rehearse()}
-    old = model.weights["blk.1.attn_output.weight"]
-    model.weights["blk.1.attn_output.weight"] = Tensor.pending(unasked, old.shape, "q4_1", "another type")
+    old = model.weights[name]
+    model.weights[name] = Tensor.pending(unasked, old.shape, "q4_1", "another type")
     found = {problem.key for problem in rehearse(model, engine._cache, (1,))}
     new = {key for key in found if "type=q4_1" in key}
     assert len(new) == 1
     assert found - new <= before
-    model.weights["blk.1.attn_output.weight"] = old
+    model.weights[name] = old
     engine.free()
     model.free()
 

@@ -22,11 +22,15 @@ pytestmark = pytest.mark.gpu
 
 @dataclass(frozen=True)
 class Way:
-    """A way to add. seconds: what a measurement says; fails: what happens instead; right: whether its sums are."""
+    """A way to add. seconds: what a measurement says; fails: what happens instead.
+
+    right: whether its sums are; most: rows that there is memory for.
+    """
 
     name: str
     seconds: float = 1.0
     right: bool = True
+    most: int | None = None
     fails: type[Exception] | None = None
 
 
@@ -40,8 +44,11 @@ class Workshop:
 
     def build(self, plan: Plan, rng: np.random.Generator, rows: int):
         way = choose(plan.device, Problem.of("pick", rows=rows))
+        if way.most and rows > way.most:
+            raise OutOfDeviceMemory(f"{way.name} has no room")
         if way.fails:
             raise way.fails(f"{way.name} fails\non two lines")
+        choose(plan.device, Problem.of("inner", rows=rows))
         plan.memo["way"] = way
         self.recorded.append((way.name, rows))
         weight(plan, rng, (64, 64), "f32")
@@ -63,6 +70,7 @@ class Workshop:
 def shop(monkeypatch, device: Device, tmp_path):
     made = Workshop()
     monkeypatch.setitem(choice._CANDIDATES, "pick", lambda _device, _problem: made.ways)
+    monkeypatch.setitem(choice._CANDIDATES, "inner", lambda _device, _problem: [Way("rule")])
     monkeypatch.setitem(BUILDERS, "pick", made.build)
     monkeypatch.setitem(
         problems.PROBLEMS, "pick", lambda problem, limits: case("pick", rows=3 if limits.small else problem["rows"])
@@ -181,8 +189,9 @@ def test_ops_without_a_case_keep_their_rule(device, shop, monkeypatch):
 
 def test_no_memory_for_a_problem_leaves_the_others(device, shop, caplog):
     with caplog.at_level(logging.INFO):
-        found = table(device, shop, Way("rule", 1.0), Way("large", fails=OutOfDeviceMemory))
-    assert found.entries == {}
+        asked = [Problem.of("pick", rows=rows) for rows in (64, 8)]
+        found = table(device, shop, Way("rule", 1.0), Way("large", 0.5, most=8), asked=asked)
+    assert {key: entry.choice["name"] for key, entry in found.entries.items()} == {"pick rows=8": "large"}
     assert "no memory" in caplog.text
 
 
@@ -218,6 +227,13 @@ def test_a_gpu_is_tuned_at_the_first_load(device, shop, on_a_gpu):
     assert settle(device, "auto", PROBLEM)[PROBLEM.key]["name"] == "fast"
 
 
+def test_a_load_has_a_budget_unless_all_is_wanted(device, shop, on_a_gpu, monkeypatch):
+    shop.ways = [Way("rule", 1.0), Way("fast", 0.5)]
+    monkeypatch.setattr(tuner, "LOAD_SECONDS", -1.0)
+    assert settle(device, "auto", PROBLEM) == {}
+    assert settle(device, "on", PROBLEM)[PROBLEM.key]["name"] == "fast"
+
+
 def test_a_software_adapter_is_tuned_only_when_asked(device, shop):
     shop.ways = [Way("rule", 1.0), Way("fast", 0.5)]
     assert device.info.software
@@ -239,6 +255,7 @@ def test_an_answer_given_holds(device, shop, on_a_gpu):
     table(device, shop, *shop.ways)
     assert choose(device, PROBLEM).name == "fast"
     device.tuned.clear()
+    device.cache.pop(tuner._TABLE)
     settle(device, "auto", PROBLEM)  # stored, but the device was asked before it was looked up
     assert choose(device, PROBLEM).name == "rule"
 
