@@ -18,9 +18,11 @@ from . import ops
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
+from .models.config import KV_TYPES, kv_bytes_per_token
 from .models.rehearse import rehearse
 from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
+from .ops.attention_ways import Q8_HEADS
 from .ops.choice import Problem
 from .ops.pick import SETTINGS
 from .runner import Runner
@@ -62,12 +64,17 @@ class Engine:
     """A text model with a KV cache for `ctx_size` tokens."""
 
     def __init__(self, model: TextModel, ctx_size: int, kv_type: str = "f16", runner: Runner | None = None):
-        """kv_type "f16" or "f32"; runner: shared with the model's other parts.
+        """kv_type "f16", "f32" or "q8_0"; runner: shared with the model's other parts.
 
         OutOfDeviceMemory when a layer's cache exceeds what the device can bind or hold.
         """
-        if kv_type not in ("f16", "f32"):
-            raise InvalidRequest(f"kv_type is {kv_type!r}, but must be f16 or f32")
+        if kv_type not in KV_TYPES:
+            raise InvalidRequest(f"--kv-type {kv_type} is not possible: give {', '.join(KV_TYPES)}")
+        if kv_type == "q8_0" and model.config.head_dim not in Q8_HEADS:
+            raise InvalidRequest(
+                f"--kv-type q8_0 is for models with heads of 64 or 128, and this one's have {model.config.head_dim}; "
+                "use f16"
+            )
         if ctx_size < 1:
             raise InvalidRequest(f"--ctx-size {ctx_size} is not possible: give at least 1")
         self.model = model
@@ -442,7 +449,7 @@ def _common(cached: Sequence[Hashable], ids: Sequence[Hashable]) -> int:
 
 def _check_cache_size(model: TextModel, ctx_size: int, kv_type: str) -> None:
     config = model.config
-    row = config.n_kv_heads * config.head_dim * (2 if kv_type == "f16" else 4)
+    row = kv_bytes_per_token(config, kv_type) // (2 * config.n_layers)
     limit = model.device.max_binding
     if row * ctx_size > limit:
         raise OutOfDeviceMemory(

@@ -85,7 +85,7 @@ class Omni:
         type: what a checkpoint's weights become while they are loaded: "q8_0" (default), "f16", "bf16", "f32".
         device: part of an adapter's name or its index; cpu: a software adapter on purpose.
         ctx_size: tokens of prompt and answer together that fit (default: the model's own limit, at most 8192).
-        activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16" or "f32".
+        activations: "f32", "q8" (packed 4x8-bit dot products) or "auto". kv_type: "f16", "f32" or "q8_0".
         tokenizer_file: a tokenizer.json instead of the model's own. progress: called with bytes loaded.
         lazy: load nothing yet; `say` needs no thinker at all.
         tune: kernels are chosen by what is fastest on this device ("auto": measured for a few seconds at the first load

@@ -124,7 +124,7 @@ class Common:
         typer.Option("--type", metavar="TYPE", help="weights made from a checkpoint: q8_0 (default), f16, bf16, f32"),
     ] = None
     kv_type: Annotated[
-        str | None, typer.Option("--kv-type", metavar="TYPE", help="keys and values in the cache: f16 (default) or f32")
+        str | None, typer.Option("--kv-type", metavar="TYPE", help="keys and values cached as f16 (default), f32, q8_0")
     ] = None
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="kernels by fixed rules, not by what was measured on this device")

@@ -22,7 +22,7 @@ _HINTS = {
     "qwen3tts": "it is a speech model; name the text model",
 }
 _AGAIN = "download or convert it again"
-_KV_BYTES = {"f16": 2, "f32": 4}
+KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}  # bytes of 32 values
 _FLOATS = ("f32", "f16", "bf16")
 
 # Settings that are read below, or that say nothing about the maths of the text model.
@@ -104,8 +104,8 @@ def tensor_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def kv_bytes_per_token(config: TextConfig, kv_type: str) -> int:
-    """Bytes one token takes in the KV cache (all layers, keys and values); kv_type "f16" or "f32"."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * _KV_BYTES[kv_type]
+    """Bytes one token takes in the KV cache (all layers, keys and values); kv_type of KV_TYPES."""
+    return 2 * config.n_layers * (config.n_kv_heads * config.head_dim * KV_TYPES[kv_type] // 32)
 
 
 def weight_bytes(file: GGUFFile) -> int:

@@ -143,7 +143,8 @@ class KVCache:
     values: list[Tensor]
 
     @classmethod
-    def empty(cls, device: Device, config: TextConfig, ctx_size: int, dtype: str) -> KVCache:
+    def empty(cls, device: Device, config: TextConfig, ctx_size: int, kv_type: str) -> KVCache:
+        dtype = "kv_q8" if kv_type == "q8_0" else kv_type
         shape = (ctx_size, config.n_kv_heads * config.head_dim)
         caches: list[list[Tensor]] = [[], []]
         try:

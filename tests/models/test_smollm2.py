@@ -57,6 +57,16 @@ def test_decoded_ids_are_those_of_transformers(i, floats, record_property):
 
 
 @pytest.mark.slow
+def test_a_cache_of_8_bits_is_near_one_of_16(floats, smollm2_path, device):
+    """In the mean square of a prompt's logits; keys of this model have outliers, which cost its blocks their digits."""
+    ids = PROMPTS[SHORT[0]].ids.tolist()
+    blocks = open_engine(read_gguf(smollm2_path), device, ctx_size=len(ids), kv_type="q8_0")
+    half, found = floats.logits(ids), blocks.logits(ids)
+    blocks.free()
+    assert 1e-5 < np.linalg.norm(found - half) / np.linalg.norm(half) < 3e-2
+
+
+@pytest.mark.slow
 def test_float_activations_keep_the_best_token_of_a_long_text(floats):
     golden = read_text()
     logits = floats.logits(golden.ids.tolist())

@@ -30,6 +30,9 @@ SOFTWARE = 5e-5
 # NumPy rounds keys and values to f16 too. Where one lies on the border between two steps, both sides may round it
 # differently; that moves single values by a whole step, 1e-3 of their size.
 HALF = 2e-3
+# The same with steps of 1/127 of a block's largest value, eight times as large.
+BLOCKS = 8 * HALF
+BORDERS = {"f32": FLOAT32, "f16": HALF, "q8_0": BLOCKS}
 SAFE_GAP = 1e-3  # router logits nearer than this may rightly be ordered either way
 TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"]
 ARCHS = ["llama", "qwen3", "qwen3moe", "qwen3vlmoe"]
@@ -130,7 +133,7 @@ def test_a_long_prompt(arch, tmp_path, device):
 PIECES = {"one chunk": [24], "token by token": [1] * 24, "uneven": [9, 1, 8, 6], "then decode": [23]}
 
 
-@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_prefill_in_pieces_and_decode_agree_with_numpy(arch, kv_type, tmp_path, device):
     """However the cache was filled, the next eight steps see what NumPy computes for the whole sequence at once."""
@@ -155,7 +158,7 @@ def test_prefill_in_pieces_and_decode_agree_with_numpy(arch, kv_type, tmp_path, 
         assert list(engine.tokens) == ids[:start]
         for step, found in enumerate(decode_logprobs(engine, ids, 8)):
             error = max(abs(value - expected[step, token]) for token, value in found.items())
-            assert error < 2 * (FLOAT32 if kv_type == "f32" else HALF) * size, f"{name}, step {step}"
+            assert error < 2 * BORDERS[kv_type] * size, f"{name}, step {step}"
 
 
 def test_a_shared_beginning_is_kept_and_a_different_end_is_not(tmp_path, device):
@@ -183,6 +186,20 @@ def test_the_cache_has_the_type_that_was_asked_for(arch, tmp_path, device):
         errors = {other: relative(found, models[other].forward(ids)) for other in models}
         assert errors[kv_type] < HALF
         assert errors[kv_type] == min(errors.values())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_cache_of_8_bits_is_near_one_of_16(arch, tmp_path, device):
+    """For a prompt and for the token that follows it: within 1e-2 of the logits, in the mean square."""
+    seed = new_seed()
+    file = tiny(tmp_path, arch=arch, type="f16", seed=seed)
+    ids = safe_ids(NumPyModel(file, kv_type="q8_0"), seed, 21).tolist()
+    half, blocks = (open_engine(file, device, kv_type=kv_type) for kv_type in ("f16", "q8_0"))
+    logits = half.logits(ids)
+    assert 1e-5 < np.linalg.norm(blocks.logits(ids) - logits) / np.linalg.norm(logits) < 1e-2
+    found = [decode_logprobs(engine, ids, 1)[0] for engine in (half, blocks)]
+    # One token's largest error is worse than the mean, and the log-softmax may double it.
+    assert max(abs(found[0][token] - found[1][token]) for token in found[0]) < 4e-2 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])

@@ -14,7 +14,7 @@ import numpy as np
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.models.config import text_config
-from qwen3omni_wgpu.reference.attention import attention
+from qwen3omni_wgpu.reference.attention import attention, from_cache_bytes, to_cache_bytes
 from qwen3omni_wgpu.reference.elementwise import swiglu
 from qwen3omni_wgpu.reference.gather import embed
 from qwen3omni_wgpu.reference.matmul import matmul, matmul_q8, moe_matmul, quantize_dequantize_q8
@@ -31,7 +31,9 @@ class TextModel:
     def __init__(self, file: GGUFFile, activations: str = "f32", kv_type: str = "f32"):
         """activations "q8" rounds the input of every matmul with integer weights to 8 bits (quantize_q8).
 
-        kv_type "f16" rounds keys and values to half precision. After `forward`, `router_gap` is how far the last chosen
+        kv_type rounds keys and values: "f16" to half precision, "q8_0" to blocks of 8 bits.
+
+        After `forward`, `router_gap` is how far the last chosen
         expert was from the first one left out, in router logits, at the closest of all decisions (inf without experts):
         where it is as small as rounding errors, another implementation may rightly choose another expert.
         """
@@ -86,6 +88,8 @@ class TextModel:
         k = rope(k, positions, freqs, c.rope_style, c.mrope_sections)
         if self.kv_type == "f16":
             k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
+        if self.kv_type == "q8_0":
+            k, v = (from_cache_bytes(to_cache_bytes(a.reshape(n, -1)), (n, a[0].size)).reshape(a.shape) for a in (k, v))
         o = attention(q, k, v, n_past=0, scale=c.head_dim**-0.5)
         return self.linear(o.reshape(n, -1), blk + "attn_output.weight")
 
