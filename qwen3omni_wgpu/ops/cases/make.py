@@ -95,6 +95,11 @@ def _drawn(plan: Plan, rng: Rng, shape: tuple[int, ...], dtype: str, name: str) 
 def filled_cache(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Tensor:
     if plan.dry:
         return Tensor.pending(plan.device, (rows, width), dtype, "cache")
+    plan.memo["caches"] = number = plan.memo.get("caches", 0) + 1  # keys are not values
+    return _once(plan, (number, rows, width, dtype), lambda: _filled(plan, rng, rows, width, dtype))
+
+
+def _filled(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Tensor:
     array = rng.standard_normal((rows, width), dtype=np.float32)
     if dtype == "kv_q8":
         return Tensor.from_bytes(plan.device, to_cache_bytes(array), (rows, width), dtype, "cache")
