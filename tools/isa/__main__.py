@@ -14,7 +14,7 @@ from . import baseline
 from .collect import collect
 from .counts import BANDWIDTH, BUDGET
 from .driver import find_driver
-from .kernels import VARIANTS
+from .kernels import DECODE, VARIANTS
 
 # Heading -> what a row has there.
 COLUMNS = {
@@ -52,7 +52,7 @@ def main() -> None:
         print(json.dumps([row | {"device": report.device, "mesa": report.mesa} for row in rows], indent=1))
     else:
         print(table(rows))
-        print(f"\n{len(rows)} kernels, {report.device}, {report.mesa}\n{NOTES}")
+        print(f"\n{len(rows)} kernels, {report.device}, {report.mesa}\n{NOTES}{_summary(rows)}")
     print(shown(verdict, options.variants, whole=not options.k and options.variants != "rule"), file=sys.stderr)
     sys.exit(bool(verdict.broken))
 
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("-k", metavar="REGEX", default="", help="only kernels whose use, name or parameters it finds")
     add("--json", action="store_true", help="a JSON list of rows, with more columns")
-    which = "rule: what the rules choose; decode: and all that the thinker's decoding may choose; all: the default"
+    which = "rule: what the rules choose; decode: and some of what packed decoding may choose; all: the default"
     add("--variants", choices=VARIANTS, help=which)
     add("--write-baseline", action="store_true", help="what rule and decode find is what holds from now on")
     add("-j", type=int, metavar="N", help="processes (default: one for every core)")
@@ -91,6 +91,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         + "  " + " | ".join(line[len(widths):])
         for line in lines
     )  # fmt: skip
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """Of the kernels that decoding runs by the rules: the one whose arithmetic lets least through."""
+    lines = []
+    for act in ("q8", "f32"):
+        name = f"{DECODE} {act}"
+        found = [row for row in rows if row["use"].startswith(name) and row["choice"] == "rule"]
+        found = [row for row in found if row["stored"] and row["alu_per_byte"]]
+        if found:
+            least = min(found, key=lambda row: row["reachable_gbps"])
+            lines.append(f"\n{name}: {len(found)} kernels read weights or keys and values; the least of them lets ")
+            lines.append(f"{least['reachable_gbps']:.0f} GB/s through ({least['use'].removeprefix(name + ': ')}).")
+    return "".join(lines)
 
 
 def shown(verdict: baseline.Verdict, variants: str, whole: bool) -> str:

@@ -78,7 +78,9 @@ def judge(rows: list[dict[str, Any]], device: str, mesa: str, baseline: dict[str
         broken += [f"{key}: {line}" for line in _worse(old[key], new[key])]
         if line := _difference(old[key], new[key]):
             changed.append(f"{key}: {line}")
-    return Verdict(broken, sorted(changed), sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys()), True)
+    return Verdict(
+        sorted(broken), sorted(changed), sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys()), True
+    )
 
 
 def _worse(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -89,7 +91,7 @@ def _worse(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if new["b128"] < old["b128"] - B128_STEP:
         found.append(f"128-bit loads bring in {new['b128']:.0%} of the weights, before {old['b128']:.0%}")
     before, after = (waves_per_simd(each["vgprs"], 0, each["wave"], each["wave"]) for each in (old, new))
-    if after * new["wave"] < before * old["wave"]:
+    if after < before:
         found.append(f"{new['vgprs']} VGPRs allow {after} waves a SIMD, before {old['vgprs']} and {before}")
     return found
 

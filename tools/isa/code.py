@@ -15,6 +15,7 @@ _PRINTED = "After lowering to hw instructions:"
 _DISASSEMBLED = "disasm:"
 _TARGET = re.compile(r"^(s_cbranch\w*|s_branch) (?:block:)?(BB\d+)")
 _SGPRS = re.compile(r"\bs(?:\[(\d+)(?:[-:](\d+))?\]|(\d+)\b)")
+_TYPE = re.compile(r"\bs\d+: ")
 _SUFFIX = re.compile(r"_(e32|e64|dpp|sdwa|e64_dpp|dpp8)$")
 # Registers of 32 bits that one load fills, by the end of its name.
 _WIDTHS = {"dwordx16": 16, "b512": 16, "dwordx8": 8, "b256": 8, "dwordx4": 4, "b128": 4, "dwordx3": 3, "b96": 3}
@@ -25,7 +26,8 @@ _NARROW = {"u16": 2, "i16": 2, "ushort": 2, "sshort": 2, "b16": 2, "u8": 1, "i8"
 
 @dataclass(frozen=True)
 class Instruction:
-    """op: without encoding suffixes. block: number of its block. sources: SGPR ranges it reads, as (first, last)."""
+    """op: without encoding suffixes. block: number of its block. sources: SGPR ranges that a load or a
+    copy reads, as (first, last)."""
 
     op: str
     block: int
@@ -113,7 +115,8 @@ def _printed(text: str, block: int) -> Instruction:
     left, equals, right = text.partition(" = ")
     if not equals:
         left, right = "", text
-    return Instruction(_plain(right), block, right, _ranges(left), _ranges(right.partition(" ")[2]))
+    op, _, operands = right.partition(" ")
+    return Instruction(_plain(op), block, right, _ranges(left), _read(op, operands))
 
 
 def _disassembled(text: str, block: int) -> Instruction:
@@ -122,17 +125,24 @@ def _disassembled(text: str, block: int) -> Instruction:
     first, _, others = operands.partition(",")
     if "store" in name or name.startswith(("s_cmp", "s_wait", "s_branch", "s_cbranch", "ds_")):
         first, others = "", operands
-    return Instruction(_plain(name), block, text, _ranges(first), _ranges(others))
+    return Instruction(_plain(name), block, text, _ranges(first), _read(name, others))
 
 
-def _plain(text: str) -> str:
-    return _SUFFIX.sub("", text.partition(" ")[0])
+def _plain(op: str) -> str:
+    return _SUFFIX.sub("", op) if op.startswith("v_") else op
+
+
+def _read(op: str, operands: str) -> tuple[tuple[int, int], ...]:
+    """SGPRs that an instruction reads, of those that `bindings` asks: most others are vector instructions."""
+    return _ranges(operands) if "load" in op or op.startswith("s_mov") else ()
 
 
 def _ranges(text: str) -> tuple[tuple[int, int], ...]:
     """SGPRs that a text names: `s[12-15]`, `s[12:15]`, `s[7]` or `s7`; `s4:` is a type of ACO's."""
+    if "s" not in text:
+        return ()
     found = []
-    for first, last, single in _SGPRS.findall(re.sub(r"\bs\d+: ", "", text)):
+    for first, last, single in _SGPRS.findall(_TYPE.sub("", text)):
         start = int(first or single)
         found.append((start, int(last) if last else start))
     return tuple(found)

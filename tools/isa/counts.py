@@ -64,6 +64,7 @@ def figures(job: Job, program: Program, threads: int) -> dict[str, Any]:
         "waits": sum(map(_waits, program.instructions)),
         "latency": known.get("Latency", 0),
         "inverse_throughput": known.get("Inverse Throughput", 0),
+        "stored": job.stored,
     }
     return row | _loads(job, program) | _arithmetic(job, program, wave, threads)
 

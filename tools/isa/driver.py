@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from qwen3omni_wgpu.errors import OmniError
@@ -114,7 +115,7 @@ def _unpack(folder: Path) -> bool:
             try:
                 with urllib.request.urlopen(source, timeout=60) as answer:
                     package.write_bytes(answer.read())
-            except OSError:
+            except (OSError, HTTPException):
                 continue
             if hashlib.sha256(package.read_bytes()).hexdigest() == SHA256:
                 break

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from qwen3omni_wgpu.gpu import Device, Kernel, Plan
+from qwen3omni_wgpu.gpu import Device, Kernel, Part, Plan, Tensor
 from qwen3omni_wgpu.gpu.plan import Step
 from qwen3omni_wgpu.gpu.tensor import BLOCK
 from qwen3omni_wgpu.ops.cases import CASES, Case
@@ -16,7 +16,11 @@ from .models import model_plans
 
 # A dimension from here on says that the case has a real model's shape; smaller ones probe borders.
 TRUE_DIM = 768
+# Plans of a token of the thinker; with packed activations, as GPUs have it unless asked, its candidates are looked at.
 DECODE = "thinker decode"
+PACKED_DECODE = f"{DECODE} q8"
+# Of the candidates of a problem, evenly spread, where not all are wanted: they compile for a minute.
+FEW = 12
 VARIANTS = ("rule", "decode", "all")
 _LAYER = re.compile(r"\w+\.\d+\.")
 Record = Callable[[Device], Plan]
@@ -28,6 +32,7 @@ class Job:
 
     use: which plan or case, and which of its steps. choice: "rule", or what is chosen instead. streamed: bindings that
     the dispatch reads the bulk of its bytes from (weights; the cache in attention). streamed_bytes: how many of them.
+    stored: these are weights or a cache, not what other dispatches have just written.
     block: weights and bytes of one block of the streamed type. flops: of the dispatch, by the op's formula.
     """
 
@@ -40,6 +45,7 @@ class Job:
     grid: tuple[int, int, int]
     streamed: tuple[int, ...]
     streamed_bytes: int
+    stored: bool
     block: tuple[int, int]
     flops: int
 
@@ -55,7 +61,7 @@ class Job:
 def jobs(device: Device, variants: str = "all") -> list[Job]:
     """Every kernel once, under the first use that was found; those that the rules choose come first.
 
-    variants: "rule" for these alone, "decode" with everything that the thinker's decoding may choose, "all".
+    variants: "rule" for these alone, "decode" with some of all that the thinker's packed decoding may choose, "all".
     """
     found: dict[tuple[Kernel, int, int, int], Job] = {}
     recorded = [*model_plans(), *((case.name, case.dry) for case in CASES if _true_shape(case))]
@@ -66,13 +72,14 @@ def jobs(device: Device, variants: str = "all") -> list[Job]:
             found.setdefault(job.identity, job)
         asked.append((name, record, list(device.asked)))
     if variants != "rule":
-        for job in _others(device, [each for each in asked if variants == "all" or each[0].startswith(DECODE)]):
+        few = variants == "decode"
+        for job in _others(device, [each for each in asked if not few or each[0] == PACKED_DECODE], few):
             found.setdefault(job.identity, job)
     return list(found.values())
 
 
-def _others(device: Device, asked: list[tuple[str, Record, list[str]]]) -> Iterator[Job]:
-    """What else could have been chosen, problem by problem, each where it is first met."""
+def _others(device: Device, asked: list[tuple[str, Record, list[str]]], few: bool) -> Iterator[Job]:
+    """What else could have been chosen, problem by problem, each where it is first met. few: FEW of a problem."""
     done: set[str] = set()
     for name, record, keys in asked:
         for key in keys:
@@ -80,7 +87,8 @@ def _others(device: Device, asked: list[tuple[str, Record, list[str]]]) -> Itera
                 continue
             done.add(key)
             problem = _problem(device, record, key)
-            for option in candidates(device, problem)[1:]:
+            options = candidates(device, problem)[1:]
+            for option in options[:: -(-len(options) // FEW) if few and options else 1]:
                 device.tuned = {key: asdict(option)}
                 yield from _of(name, _shown(option), record(device))
     device.tuned = {}
@@ -104,6 +112,7 @@ def _true_shape(case: Case) -> bool:
 
 
 def _of(name: str, choice: str, plan: Plan) -> Iterator[Job]:
+    written: set[int] = set()
     met: dict[str, list[Kernel]] = {}  # steps of one name, such as two matrices of one shape
     for step in plan.steps:
         use = f"{name}: {re.sub(_LAYER, '', step.label)}"
@@ -112,6 +121,8 @@ def _of(name: str, choice: str, plan: Plan) -> Iterator[Job]:
             alike.append(step.kernel)
         number = alike.index(step.kernel) + 1
         streamed, nbytes, dtype = _streamed(step)
+        stored = all(_is_cache(tensor) or id(part.storage) not in written for _, tensor, part in streamed)
+        written |= {id(part.storage) for _, part in step.outputs}
         yield Job(
             kernel=step.kernel,
             n_in=len(step.inputs),
@@ -120,18 +131,32 @@ def _of(name: str, choice: str, plan: Plan) -> Iterator[Job]:
             use=use if number == 1 else f"{use} #{number}",
             choice=choice,
             grid=step.grid,
-            streamed=streamed,
+            streamed=tuple(number for number, _, _ in streamed),
             streamed_bytes=nbytes,
+            stored=stored,
             block=BLOCK[dtype],
             flops=step.flops,
         )
 
 
-def _streamed(step: Step) -> tuple[tuple[int, ...], int, str]:
+def _bindings(step: Step) -> list[tuple[int, Tensor, Part]]:
+    """What the dispatch may read much of: its inputs, and a cache, which it may write to as well, if it reads it all."""
+    bound = [*step.inputs, *step.outputs]
+    numbered = [(i, tensor, part) for i, (tensor, part) in enumerate(bound)]
+    caches = [each for each in numbered if _is_cache(each[1]) and each[2].nbytes <= step.nbytes]
+    return caches or [each for each in numbered[: len(step.inputs)] if not _is_cache(each[1])]
+
+
+def _is_cache(tensor: Tensor) -> bool:
+    return tensor.name.startswith("cache")
+
+
+def _streamed(step: Step) -> tuple[list[tuple[int, Tensor, Part]], int, str]:
     """Bindings with the bulk of what is read; how many bytes the dispatch reads there; their type."""
-    sizes = [part.nbytes for _, part in step.inputs]
-    if not sizes:
-        return (), 0, "f32"
-    dtype = step.inputs[sizes.index(max(sizes))][0].dtype
-    alike = [i for i, (tensor, _) in enumerate(step.inputs) if tensor.dtype == dtype and 2 * sizes[i] > max(sizes)]
-    return tuple(alike), min(sum(sizes[i] for i in alike), step.nbytes), dtype
+    found = _bindings(step)
+    if not found:
+        return [], 0, "f32"
+    most = max(part.nbytes for _, _, part in found)
+    dtype = next(tensor.dtype for _, tensor, part in found if part.nbytes == most)
+    alike = [each for each in found if each[1].dtype == dtype and 2 * each[2].nbytes > most]
+    return alike, min(sum(part.nbytes for _, _, part in alike), step.nbytes), dtype

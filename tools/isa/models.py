@@ -10,6 +10,7 @@ from qwen3omni_wgpu.cost.paper import Sketch
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor
 from qwen3omni_wgpu.models.config import TextConfig, tensor_shapes
 from qwen3omni_wgpu.models.text import TOGETHER, KVCache, TextModel, logits
+from qwen3omni_wgpu.ops.cases.case import case
 
 THINKER = replace(Sketch.shipped().config, n_layers=1)
 TALKER = TextConfig(
@@ -26,10 +27,19 @@ CODE_PREDICTOR = TextConfig(
 )  # fmt: skip
 # Tokens of a prefill chunk; room in the cache, and in that of a frame's codes.
 CHUNK, CONTEXT, CODES = 512, 32768, 16
+# Matrices of the towers and of the vocoder's transformer, in the types that they are converted to.
+PARTS = (
+    *(case("matmul", type="f16", n=1024, f=f, d=d, bias=True, gelu=act)
+      for f, d, act in ((3456, 1152, None), (4304, 1152, "gelu_tanh"), (1152, 4304, None),  # vision
+                        (4608, 4608, "gelu"), (2048, 4608, None),  # its merger
+                        (1280, 1280, None), (5120, 1280, "gelu"), (1280, 5120, None))),  # audio
+    case("matmul_swiglu", type="f16", n=32, f=3072, d=1024),  # vocoder
+    case("matmul", type="f16", n=32, f=1024, d=3072),
+)  # fmt: skip
 
 
 def model_plans() -> Iterator[tuple[str, Callable[[Device], Plan]]]:
-    """(name, function that records it on a device) of every part that is a decoder, in both kinds of arithmetic."""
+    """(name, function that records it on a device) of the model's parts, the thinker in both arithmetics."""
     for act in ("q8", "f32"):
         yield f"thinker decode {act}", partial(_recorded, THINKER, "q8_0", act, 1)
         yield f"thinker prefill {act}", partial(_recorded, THINKER, "q8_0", act, CHUNK)
@@ -37,6 +47,8 @@ def model_plans() -> Iterator[tuple[str, Callable[[Device], Plan]]]:
     yield "talker prefill q8", partial(_recorded, TALKER, "q8_0", "q8", 32)
     for n in (1, 2):
         yield f"code predictor {n}", partial(_recorded, CODE_PREDICTOR, "f16", "q8", n, context=CODES)
+    for part in PARTS:
+        yield part.name, part.dry
 
 
 def _recorded(config: TextConfig, dtype: str, activations: str, n: int, device: Device, context: int = CONTEXT) -> Plan:
