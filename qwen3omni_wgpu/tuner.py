@@ -104,12 +104,12 @@ def _tune(
 
 
 def ordered(device: Device, asked: Sequence[Problem]) -> list[Problem]:
-    """Those of a few tokens first, which every answer waits for; among them what moves most bytes."""
+    """Those of one token first, which all of an answer waits for, then by their tokens; the costliest first."""
 
-    def weight(problem: Problem) -> tuple[bool, int]:
-        many = problem.get("n", 1) > 8 and problem["n"] != problem.get("k")
+    def weight(problem: Problem) -> tuple[int, int]:
+        tokens = problem.get("n", 1) // problem.get("k", 1)
         with trying(device, problem.op, candidates(device, problem)[0]):
-            return many, -timed_case(problem).dry(device).nbytes
+            return sum(tokens > few for few in (2, 8)), -timed_case(problem).dry(device).nbytes
 
     return sorted(asked, key=weight)
 

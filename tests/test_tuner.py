@@ -182,6 +182,15 @@ def test_a_budget_that_is_spent_leaves_the_rest_for_the_next_load(device, shop):
     assert list(second.entries) == ["pick rows=16", "pick rows=8", "pick rows=4"]  # what moves most bytes first
 
 
+def test_what_every_token_waits_for_comes_first(device, shop):
+    shop.ways = [Way("rule", 1.0), Way("fast", 0.5)]
+    sizes = ((512, 256), (1, 4), (8, 128), (1, 16), (32, 512))
+    asked = [Problem.of("pick", n=n, rows=rows) for n, rows in sizes]
+    found = [(problem["n"], problem["rows"]) for problem in tuner.ordered(device, asked)]
+    assert found == [(1, 16), (1, 4), (8, 128), (32, 512), (512, 256)]
+    assert device.asked == {}
+
+
 def test_ops_without_a_case_keep_their_rule(device, shop, monkeypatch):
     monkeypatch.delitem(problems.PROBLEMS, "pick")
     assert table(device, shop, Way("rule", 1.0), Way("fast", 0.5)).entries == {}
