@@ -140,7 +140,7 @@ def _of(name: str, choice: str, plan: Plan) -> Iterator[Job]:
 
 
 def _bindings(step: Step) -> list[tuple[int, Tensor, Part]]:
-    """What the dispatch may read much of: its inputs, and a cache, which it may write to as well, if it reads it all."""
+    """What the dispatch may read much of: its inputs; a cache that it reads as a whole, though it may write to it."""
     bound = [*step.inputs, *step.outputs]
     numbered = [(i, tensor, part) for i, (tensor, part) in enumerate(bound)]
     caches = [each for each in numbered if _is_cache(each[1]) and each[2].nbytes <= step.nbytes]
