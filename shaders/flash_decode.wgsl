@@ -12,6 +12,9 @@
 //# if FUSED
 //# include "lib/turn.wgsl"
 //# include "lib/fresh.wgsl"
+//# if CACHED == "kv_q8"
+//# include "lib/mix.wgsl"
+//# endif
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> positions: array<f32>;
@@ -138,6 +141,31 @@ fn turn_all(token: u32, kv_head: u32, chunk: u32, tid: u32) {
         put(head, d, head_value(select(of_queries + head * HD, of_key, head == HEADS), head, d));
     }
 }
+//# if CACHED == "kv_q8"
+
+fn mix_all(tid: u32) {
+    for (var block = tid; block < (HEADS + 1u) * (HD / 32u); block += WG) {
+        let of_key = block >= HEADS * (HD / 32u);
+        let at = block % (HD / 32u) * 32u;
+        var part = array<f32, 32>();
+        for (var i = 0u; i < 32u; i++) {
+            if (of_key) {
+                part[i] = fresh_pair[at + i];
+            } else {
+                part[i] = query[block * 8u + i / 4u][i % 4u];
+            }
+        }
+        part = mix(part);
+        for (var i = 0u; i < 32u; i++) {
+            if (of_key) {
+                fresh_pair[at + i] = part[i];
+            } else {
+                query[block * 8u + i / 4u][i % 4u] = part[i];
+            }
+        }
+    }
+}
+//# endif
 //# endif
 
 @compute @workgroup_size(WG)
@@ -157,6 +185,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 //# if FUSED
     turn_all(token, kv_head, chunk, tid);
     workgroupBarrier();
+//# if CACHED == "kv_q8"
+    mix_all(tid);
+    workgroupBarrier();
+//# endif
     if (split == 0u && chunk == 0u) {
         for (var i = tid; i < CELLS; i += WG) {
             let at = cell_at(past + token, kv_head, i);

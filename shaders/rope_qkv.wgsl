@@ -1,10 +1,13 @@
 // What attention needs of one matmul's queries, keys and values: q turned, k turned into row n_past + t of the key
-// cache, v copied into the value cache. With NORM an RMS norm over every query and key head comes first (QK-norm).
+// cache, v copied into the value cache; queries and keys of a cache of 8-bit blocks also go through lib/mix.wgsl. With NORM an RMS norm over every query and key head comes first (QK-norm).
 // x is [N, (H + 2 KV) * HD]; one workgroup a head of a token, all of them in one dispatch. Turning: lib/turn.wgsl.
 // Bindings: x, positions, freqs, [norms: HD weights for q, HD for k], state, q, keys, values. Called by ops/rope.py.
 //# include "lib/turn.wgsl"
 //# include "lib/cell.wgsl"
 //# include "lib/fresh.wgsl"
+//# if CACHED == "kv_q8"
+//# include "lib/mix.wgsl"
+//# endif
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> positions: array<f32>;
@@ -55,6 +58,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
 //# endif
     turn_head(token, tid);
+//# if CACHED == "kv_q8"
+    for (var block = tid; block < HD / 32u; block += WG) {
+        var part = array<f32, 32>();
+        for (var i = 0u; i < 32u; i++) {
+            part[i] = head_out[block * 32u + i];
+        }
+        part = mix(part);
+        for (var i = 0u; i < 32u; i++) {
+            head_out[block * 32u + i] = part[i];
+        }
+    }
+    workgroupBarrier();
+//# endif
     if (head < H) {
         for (var d = tid; d < HD; d += WG) {
             q[(token * H + head) * HD + d] = head_out[d];

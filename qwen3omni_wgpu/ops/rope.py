@@ -7,6 +7,7 @@ import numpy as np
 from ..gpu import Kernel, Plan, Tensor
 from ..reference import norm as norm_reference
 from ..reference import rope as reference
+from ..reference.attention import mix_blocks
 from ..reference.rope import Sections
 from .attention_ways import CACHES, Q8_HEADS
 from .guard import expect, require, workgroup_for
@@ -89,6 +90,7 @@ def rope_qkv(
 
     q and k are turned as by `rope` (after an RMS norm with `norms` [2 * HD], first half for q, if given); k and v go to
     rows n_past, n_past + 1, ... of the caches [S, KV * HD], of one of CACHES.
+    For caches of 8-bit blocks queries and keys are mixed (reference.attention.mix_blocks), as `attention` needs them.
     """
     expect("rope_qkv", x, (None, None))
     n, width = x.shape
@@ -106,6 +108,8 @@ def rope_qkv(
     grid = (slots, n, 1)
     plan.add("rope_qkv", kernel, inputs, [q, keys, values], grid, nbytes=8 * n * width, flops=6 * n * width)
 
+    mixed = keys.dtype == "kv_q8"
+
     def twin(
         n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, keys: np.ndarray,
         values: np.ndarray, *norms: np.ndarray,
@@ -113,8 +117,8 @@ def rope_qkv(
         rows = x[:n_tokens].reshape(-1, slots, hd)
         turn = (positions, freqs, eps, style, sections)
         of_q, of_k = (norms[0][:hd], norms[0][hd:]) if norms else (None, None)
-        new_keys, new_values = grown(rows[:, heads:], n_past, keys, values, of_k, turn)
-        return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections), new_keys, new_values]
+        new_keys, new_values = grown(rows[:, heads:], n_past, keys, values, of_k, turn, mixed)
+        return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed), new_keys, new_values]
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
     plan.check(twin, read, [q, keys, values], TOLERANCES[keys.dtype])
@@ -123,14 +127,14 @@ def rope_qkv(
 
 def grown(
     rows: np.ndarray, n_past: int, keys: np.ndarray, values: np.ndarray, norm: np.ndarray | None,
-    turn: tuple[np.ndarray, np.ndarray, float, str, Sections],
+    turn: tuple[np.ndarray, np.ndarray, float, str, Sections], mixed: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The twin of what is put into a cache: rows [N, 2 KV, HD], keys to be turned and then values -> both caches."""
     positions, freqs, eps, style, sections = turn
     kv_heads = rows.shape[1] // 2
     keys, values = keys.copy(), values.copy()
     new = slice(n_past, n_past + len(rows))
-    keys[new] = turned(rows[:, :kv_heads], positions, freqs, norm, eps, style, sections)
+    keys[new] = turned(rows[:, :kv_heads], positions, freqs, norm, eps, style, sections, mixed)
     values[new] = rows[:, kv_heads:].reshape(len(rows), -1)
     return keys, values
 
@@ -169,9 +173,10 @@ def turn_params(
 
 def turned(
     x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, weight: np.ndarray | None, eps: float, style: str,
-    sections: Sections,
+    sections: Sections, mixed: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """The twin of lib/turn.wgsl: x [N, H, HD] -> [N, H * HD]."""
+    """The twin of lib/turn.wgsl, and with `mixed` of lib/mix.wgsl: x [N, H, HD] -> [N, H * HD]."""
     if weight is not None:
         x = norm_reference.rms_norm(x.reshape(-1, x.shape[-1]), weight, eps).reshape(x.shape)
-    return reference.rope(x, positions[: len(x)], freqs, style, sections).reshape(len(x), -1)
+    result = reference.rope(x, positions[: len(x)], freqs, style, sections).reshape(len(x), -1)
+    return mix_blocks(result) if mixed else result

@@ -106,13 +106,15 @@ def _split(
     params = turn_params(plan, hd, freqs, style, sections, norms, eps)
     scratch = add_split(plan, "rope_attention", way, inputs, keys, values, shape, scale, params)
 
+    mixed = keys.dtype == "kv_q8"
+
     def cache_twin(
         n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, old_keys: np.ndarray,
         old_values: np.ndarray, *norms: np.ndarray,
     ) -> list[np.ndarray]:  # fmt: skip
         rows = x[:n_tokens].reshape(-1, slots, hd)[:, heads:]
         of_k = norms[0][hd:] if norms else None
-        return list(grown(rows, n_past, old_keys, old_values, of_k, (positions, freqs, eps, style, sections)))
+        return list(grown(rows, n_past, old_keys, old_values, of_k, (positions, freqs, eps, style, sections), mixed))
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
     plan.check(cache_twin, read, [keys, values], TOLERANCES[keys.dtype])
@@ -124,7 +126,7 @@ def _split(
     ) -> list[np.ndarray]:  # fmt: skip
         rows = x[:n_tokens].reshape(-1, slots, hd)
         of_q = norms[0][:hd] if norms else None
-        q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections).reshape(-1, heads, hd)
+        q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed).reshape(-1, heads, hd)
         k, v = (cache[: n_past + len(rows)].reshape(-1, kv_heads, hd) for cache in (keys, values))
         return [reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1)]
 

@@ -41,6 +41,18 @@ def window_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, tiles: np.ndar
     return out
 
 
+def mix_blocks(x: np.ndarray) -> np.ndarray:
+    """Every 32 neighbouring values of the last axis times a Hadamard matrix / sqrt(32), which is its own inverse.
+
+    Dot products of two such arrays stay what they were. A "kv_q8" cache keeps keys like this, where a block's few
+    large values do not cost the others their digits.
+    """
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < 32:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (x.reshape(-1, 32) @ (matrix / np.float32(np.sqrt(32)))).reshape(x.shape)
+
+
 def to_cache_bytes(rows: np.ndarray) -> np.ndarray:
     """Rows [S, W] of a KV cache as "kv_q8" keeps them: uint8 [S, W / 32 * 34], W a multiple of 64.
 

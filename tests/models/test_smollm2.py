@@ -58,12 +58,12 @@ def test_decoded_ids_are_those_of_transformers(i, floats, record_property):
 
 @pytest.mark.slow
 def test_a_cache_of_8_bits_is_near_one_of_16(floats, smollm2_path, device):
-    """In the mean square of a prompt's logits; keys of this model have outliers, which cost its blocks their digits."""
+    """In the mean square of a prompt's logits, 9.6e-3 in NumPy; keys that were not mixed would make 2e-2 of it."""
     ids = PROMPTS[SHORT[0]].ids.tolist()
     blocks = open_engine(read_gguf(smollm2_path), device, ctx_size=len(ids), kv_type="q8_0")
     half, found = floats.logits(ids), blocks.logits(ids)
     blocks.free()
-    assert 1e-5 < np.linalg.norm(found - half) / np.linalg.norm(half) < 3e-2
+    assert 1e-5 < np.linalg.norm(found - half) / np.linalg.norm(half) < 1.5e-2
 
 
 @pytest.mark.slow

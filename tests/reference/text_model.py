@@ -14,7 +14,7 @@ import numpy as np
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.formats.tensors import dequantize
 from qwen3omni_wgpu.models.config import text_config
-from qwen3omni_wgpu.reference.attention import attention, from_cache_bytes, to_cache_bytes
+from qwen3omni_wgpu.reference.attention import attention, from_cache_bytes, mix_blocks, to_cache_bytes
 from qwen3omni_wgpu.reference.elementwise import swiglu
 from qwen3omni_wgpu.reference.gather import embed
 from qwen3omni_wgpu.reference.matmul import matmul, matmul_q8, moe_matmul, quantize_dequantize_q8
@@ -89,7 +89,9 @@ class TextModel:
         if self.kv_type == "f16":
             k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
         if self.kv_type == "q8_0":
-            k, v = (from_cache_bytes(to_cache_bytes(a.reshape(n, -1)), (n, a[0].size)).reshape(a.shape) for a in (k, v))
+            rows = (mix_blocks(k).reshape(n, -1), v.reshape(n, -1))
+            k, v = (from_cache_bytes(to_cache_bytes(a), a.shape).reshape(k.shape) for a in rows)
+            k = mix_blocks(k)
         o = attention(q, k, v, n_past=0, scale=c.head_dim**-0.5)
         return self.linear(o.reshape(n, -1), blk + "attn_output.weight")
 
