@@ -61,7 +61,7 @@ const OUTPUTS: u32 = select(ROWS, ROWS / 2u, GLU); // of a thread
 const_assert D % (32u * CHUNK) == 0u;
 const_assert ROWS % 2u == 0u || !GLU;
 // A chunk of a row: its bytes, its x and, for formats with an offset, the sum of each block's x.
-var<private> words: array<u32, LOADS * 8u>;
+var<private> words: array<u32, LOADS * 8u + 8u>; // those of the last eight that are read are never used
 var<private> fours: array<vec4<f32>, X_LOADS * 16u>;
 //# if HAS_OFFSET
 var<private> totals: array<f32, CHUNK>;
@@ -93,68 +93,84 @@ fn spread(at: u32, low: vec4<f32>, high: vec4<f32>) {
 }
 
 //# endif
-fn load_words(byte: u32) {
-    var i = 0u;
-//# for _ in range(LOADS)
-    {
+// Words 8 i to 8 i + 7 from the load that the chunk starts in on.
+fn load_eight(first: u32, i: u32) {
 //# if WIDE
-        let load = weight[byte / 32u + i];
-        words[i * 8u] = u32(load.x & 0xFFFFFFFFlu);
-        words[i * 8u + 1u] = u32(load.x >> 32u);
-        words[i * 8u + 2u] = u32(load.y & 0xFFFFFFFFlu);
-        words[i * 8u + 3u] = u32(load.y >> 32u);
-        words[i * 8u + 4u] = u32(load.z & 0xFFFFFFFFlu);
-        words[i * 8u + 5u] = u32(load.z >> 32u);
-        words[i * 8u + 6u] = u32(load.w & 0xFFFFFFFFlu);
-        words[i * 8u + 7u] = u32(load.w >> 32u);
+    let load = weight[first + i];
+    words[i * 8u] = u32(load.x & 0xFFFFFFFFlu);
+    words[i * 8u + 1u] = u32(load.x >> 32u);
+    words[i * 8u + 2u] = u32(load.y & 0xFFFFFFFFlu);
+    words[i * 8u + 3u] = u32(load.y >> 32u);
+    words[i * 8u + 4u] = u32(load.z & 0xFFFFFFFFlu);
+    words[i * 8u + 5u] = u32(load.z >> 32u);
+    words[i * 8u + 6u] = u32(load.w & 0xFFFFFFFFlu);
+    words[i * 8u + 7u] = u32(load.w >> 32u);
 //# else
-        let low = weight[byte / 32u * 2u + i * 2u];
-        let high = weight[byte / 32u * 2u + i * 2u + 1u];
-        words[i * 8u] = low.x;
-        words[i * 8u + 1u] = low.y;
-        words[i * 8u + 2u] = low.z;
-        words[i * 8u + 3u] = low.w;
-        words[i * 8u + 4u] = high.x;
-        words[i * 8u + 5u] = high.y;
-        words[i * 8u + 6u] = high.z;
-        words[i * 8u + 7u] = high.w;
+    let low = weight[(first + i) * 2u];
+    let high = weight[(first + i) * 2u + 1u];
+    words[i * 8u] = low.x;
+    words[i * 8u + 1u] = low.y;
+    words[i * 8u + 2u] = low.z;
+    words[i * 8u + 3u] = low.w;
+    words[i * 8u + 4u] = high.x;
+    words[i * 8u + 5u] = high.y;
+    words[i * 8u + 6u] = high.z;
+    words[i * 8u + 7u] = high.w;
 //# endif
-        i += 1u;
-    }
-//# endfor
-    // What lies before the chunk goes: 16, 8, 4 and 2 bytes of it.
-//# if UNIT <= 16
+}
+
+// A chunk times its x. A block is worked on as soon as its bytes are there: loads and arithmetic take turns, and few registers.
+fn chunk_product(byte: u32) -> f32 {
+    let first = byte / 32u;
+    var sum = 0.0;
+    var block = 0u;
+    var loads = 0u;
+    // What lies in the first load before the chunk goes, 16, 8, 4 and 2 bytes of it; each needs some words more than the next.
     let by_16 = (byte & 16u) != 0u;
-    i = 0u;
-//# for _ in range(LOADS * 8 - 4)
-    words[i] = select(words[i], words[i + 4u], by_16);
-    i += 1u;
+    let by_8 = (byte & 8u) != 0u;
+    let by_4 = (byte & 4u) != 0u;
+    let by_2 = (byte & 2u) != 0u;
+    var done_16 = 0u;
+    var done_8 = 0u;
+    var done_4 = 0u;
+    var done_2 = 0u;
+//# for block in range(CHUNK)
+//# for had, wanted in [((block * BLOCK_BYTES + 3) // 4, ((block + 1) * BLOCK_BYTES + 3) // 4)]
+//# for ahead in [15 if UNIT < 32 else 7]
+//# for _ in range((had + ahead) // 8 if block else 0, [(wanted + ahead) // 8, LOADS]|min)
+    load_eight(first, loads);
+    loads += 1u;
+//# endfor
+//# endfor
+//# if UNIT <= 16
+//# for _ in range(had + 4 if block else 0, wanted + 4)
+    words[done_16] = select(words[done_16], words[done_16 + 4u], by_16);
+    done_16 += 1u;
 //# endfor
 //# endif
 //# if UNIT <= 8
-    let by_8 = (byte & 8u) != 0u;
-    i = 0u;
-//# for _ in range(LOADS * 8 - 6)
-    words[i] = select(words[i], words[i + 2u], by_8);
-    i += 1u;
+//# for _ in range(had + 2 if block else 0, wanted + 2)
+    words[done_8] = select(words[done_8], words[done_8 + 2u], by_8);
+    done_8 += 1u;
 //# endfor
 //# endif
 //# if UNIT <= 4
-    let by_4 = (byte & 4u) != 0u;
-    i = 0u;
-//# for _ in range(LOADS * 8 - 7)
-    words[i] = select(words[i], words[i + 1u], by_4);
-    i += 1u;
+//# for _ in range(had + 1 if block else 0, wanted + 1)
+    words[done_4] = select(words[done_4], words[done_4 + 1u], by_4);
+    done_4 += 1u;
 //# endfor
 //# endif
 //# if UNIT <= 2
-    let by_2 = (byte & 2u) != 0u;
-    i = 0u;
-//# for _ in range(LOADS * 8 - 7)
-    words[i] = select(words[i], (words[i] >> 16u) | (words[i + 1u] << 16u), by_2);
-    i += 1u;
+//# for _ in range(had, wanted)
+    words[done_2] = select(words[done_2], (words[done_2] >> 16u) | (words[done_2 + 1u] << 16u), by_2);
+    done_2 += 1u;
 //# endfor
 //# endif
+//# endfor
+    sum += product(block);
+    block += 1u;
+//# endfor
+    return sum;
 }
 
 fn put(row: u32, out: u32, value: f32, up: f32) {
@@ -269,14 +285,8 @@ fn main(
         for (var r = 0u; r < ROWS; r++) {
             // Rows beyond the end repeat the last one; they are not written.
             let row = base + min(start + r % OUTPUTS, rows - 1u) + select(0u, ups, r >= OUTPUTS);
-            load_words(row * ROW_BYTES + chunk * CHUNK * BLOCK_BYTES);
-            var sum = 0.0;
+            let sum = chunk_product(row * ROW_BYTES + chunk * CHUNK * BLOCK_BYTES);
             var b = 0u;
-//# for _ in range(CHUNK)
-            sum += product(b);
-            b += 1u;
-//# endfor
-            b = 0u;
 //# for _ in range(ROWS)
             sums[b] += select(0.0, sum, r == b);
             b += 1u;

@@ -18,7 +18,7 @@ CASES: tuple[Case, ...] = (
       for f, d, wide in ((76, 96, True), (76, 64, True), (72, 128, True), (40, 256, True), (76, 96, False))),
     *(case("matmul", type=t, n=2, f=44, d=160, norm=True, residual=True, variant=_variant(2)) for t in TYPES),
     *(case("matmul", type=t, n=1, f=75, d=64, bias=True, gelu="gelu", variant=_variant(2)) for t in TYPES),
-    case("matmul", type="q4_1", n=1, f=75, d=512, bias=True, gelu="gelu_tanh", variant=_variant(1, wide=False)),
+    case("matmul", type="q4_1", n=1, f=75, d=128, bias=True, gelu="gelu_tanh", variant=_variant(1, wide=False)),
     *(case("matmul_swiglu", type="q8_0", n=2, f=75, d=192, norm=norm, variant=_variant(4)) for norm in (False, True)),
     *(case("moe_swiglu", type="q8_0", n=2, k=3, e=5, f=44, d=128, variant=_variant(8, wide)) for wide in (True, False)),
     *(case("moe_down", type=t, n=2, k=3, e=5, f=96, d=76, residual=residual, variant=_variant(4, wide))
