@@ -75,7 +75,6 @@ def tune(
         _tune(device, watch, table, todo, deadline, report)
     finally:
         watch.free()
-        table.save()
 
 
 def _tune(
@@ -95,9 +94,11 @@ def _tune(
         except DeviceLost as error:
             # Not to be tried again at the next load.
             table.entries[problem.key] = Entry(asdict(candidates(device, problem)[0]), 0.0, 0.0)
+            table.save()
             raise DeviceLost(f"{error} (while tuning `{problem.key}`; start again, or with --no-tune)") from error
         table.entries[problem.key] = entry
         device.tuned[problem.key] = entry.choice
+        table.save()  # each at once: a long tuning may be broken off
         _log.info("%s: %s", problem.key, described(entry))
     if report:
         report(len(todo), len(todo))

@@ -163,6 +163,17 @@ def test_the_choice_counts_at_once_and_is_kept(device, shop):
     assert Table.of(device).entries[PROBLEM.key].choice == asdict(ways[1])
 
 
+def test_what_was_found_is_kept_when_tuning_is_broken_off(device, shop):
+    def press_ctrl_c(done: int, _total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    asked = [Problem.of("pick", rows=rows) for rows in (4, 8)]
+    with pytest.raises(KeyboardInterrupt):
+        table(device, shop, Way("rule", 1.0), Way("fast", 0.5), asked=asked, report=press_ctrl_c)
+    assert list(Table.of(device).entries) == ["pick rows=8"]
+
+
 def test_what_is_known_is_not_measured_again(device, shop):
     ways = [Way("rule", 1.0), Way("fast", 0.5)]
     table(device, shop, *ways)
