@@ -23,43 +23,24 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qwen3omni_wgpu.cost.paper import Sketch, paper_model
 from qwen3omni_wgpu.engine import Engine
-from qwen3omni_wgpu.gpu import Device, Part, Plan, Storage, Tensor, nbytes_of
+from qwen3omni_wgpu.gpu import Device, Plan
 from qwen3omni_wgpu.gpu.plan import encode_plans
-from qwen3omni_wgpu.models.config import TextConfig, tensor_shapes
-from qwen3omni_wgpu.models.text import TOGETHER, TextModel
+from qwen3omni_wgpu.models.text import TextModel
 
-# Source: config.json of Qwen3-Omni-30B-A3B, thinker_config.text_config.
-THINKER = TextConfig(
-    architecture="qwen3vlmoe", n_layers=48, dim=2048, n_heads=32, n_kv_heads=4, head_dim=128, ffn_dim=0,
-    vocab_size=152064, norm_eps=1e-6, rope_theta=1e6, rope_dim=128, rope_style="neox", rope_scale=1.0,
-    mrope_sections=(24, 20, 20), qk_norm=True, n_experts=128, n_experts_used=8, expert_dim=768, norm_topk=True,
-    context_length=65536, tied_head=False,
-)  # fmt: skip
 HOLLOW = 4096  # bytes of a weight's buffer
+BINDING = (1 << 31) - 4  # as GPUs have it: no weight is bound in parts
 CTX = 512
 
 
-def hollow(device: Device, name: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight of the true shape with next to no memory behind it."""
-    dtype = "f32" if len(shape) == 1 or "ffn_gate_inp" in name else "q8_0"
-    size = nbytes_of(shape, dtype)
-    storage = Storage(size, name, device.create_buffer(min(size, HOLLOW), name))
-    return Tensor(device, shape, dtype, [Part(storage, 0, size, 0, shape[0])], name)
-
-
 def thinker(device: Device, activations: str) -> TextModel:
-    """The model as it lies on a device after loading: matrices of one input joined."""
-    c, shapes = THINKER, tensor_shapes(THINKER)
-    apart = [f".{name}.weight" for name in TOGETHER["attn_qkv"]]
-    norms = ("attn_q_norm.weight", "attn_k_norm.weight")
-    kept = {name: shape for name, shape in shapes.items() if not name.endswith((*apart, *norms))}
-    width = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
-    kept |= {f"blk.{i}.attn_qkv.weight": (width, c.dim) for i in range(c.n_layers)}
-    weights = {name: hollow(device, name, shape) for name, shape in kept.items()}
-    norm = [Tensor.from_numpy(device, np.ones(2 * c.head_dim, np.float32), "qk norm") for _ in range(c.n_layers)]
-    freqs = Tensor.from_numpy(device, np.ones(c.head_dim // 2, np.float32), "rope freqs")
-    return TextModel(device, c, weights, norm, freqs, activations)
+    """The 30B's text model: weights of the true shapes with next to no memory behind them."""
+    model = paper_model(Sketch.shipped(), device, activations)
+    for tensor in (*model.weights.values(), *model.qk_norms, model.freqs):
+        for part in tensor.parts:
+            part.storage.buffer = device.create_buffer(min(part.nbytes, HOLLOW), tensor.name)
+    return model
 
 
 def timed(once: Callable[[], object]) -> float:
@@ -100,6 +81,7 @@ def main() -> None:
     with Device.open(arguments.device) as device:
         info = device.info
         device.info = dataclasses.replace(info, kind="integrated" if info.software else info.kind)
+        device.limits["max-storage-buffer-binding-size"] = device.limits["max-buffer-size"] = BINDING
         engine = Engine(thinker(device, arguments.activations), CTX)
         start = time.perf_counter()
         plans = [engine._forward_plan(1, "last"), engine._argmax_plan()]
