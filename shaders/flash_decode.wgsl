@@ -74,6 +74,7 @@ var<workgroup> turns: array<vec2<f32>, PAIRS>;
 var<workgroup> fresh_pair: array<f32, 2u * HD>; // the token's key, its value
 //# if NORM
 var<workgroup> squares: array<f32, (HEADS + 1u) * PARTS>;
+var<workgroup> scales: array<f32, HEADS + 1u>;
 //# endif
 
 fn fresh(i: u32) -> f32 {
@@ -84,11 +85,7 @@ fn fresh(i: u32) -> f32 {
 fn head_value(start: u32, head: u32, d: u32) -> f32 {
     let value = x[start + d];
 //# if NORM
-    var sum = 0.0;
-    for (var i = 0u; i < PARTS; i++) {
-        sum += squares[head * PARTS + i];
-    }
-    return norms[select(0u, HD, head == HEADS) + d] * (value / sqrt(sum / f32(HD) + EPS));
+    return norms[select(0u, HD, head == HEADS) + d] * (value * scales[head]);
 //# else
     return value;
 //# endif
@@ -120,6 +117,14 @@ fn turn_all(token: u32, kv_head: u32, chunk: u32, tid: u32) {
             sum += x[start + d] * x[start + d];
         }
         squares[i] = sum;
+    }
+    workgroupBarrier();
+    for (var head = tid; head < HEADS + 1u; head += WG) {
+        var sum = 0.0;
+        for (var i = 0u; i < PARTS; i++) {
+            sum += squares[head * PARTS + i];
+        }
+        scales[head] = 1.0 / sqrt(sum / f32(HD) + EPS);
     }
 //# endif
     workgroupBarrier();
