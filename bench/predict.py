@@ -1,11 +1,13 @@
 """The cost model against the clock: predicted and measured tokens a second on this device, and the error.
 
-    python bench/predict.py [MODEL.gguf ...] [-n 16] [-p 128] [-d 0,512] [-r 3] [--rounds 3] [--device NAME] [--clock wall|cpu]
+    python bench/predict.py [MODEL.gguf ...] [-n 16] [-p 128] [-d 0,512] [-r 3] [--rounds 3] [--device NAME]
+                            [--clock wall|cpu]
 
 Without MODEL: SmolLM2 (QWEN3OMNI_MODEL, or the installed package) and two tiny random models, a dense one and a mixture
 of experts, of widths that are drawn anew. A round measures a profile by micro-benchmarks (cost/calibrate.py), predicts
-from it and then runs the model; the error is the median of the rounds'. --clock cpu counts the processor time of the process instead: on a
-software adapter of a machine that others use, too, that is what can be compared. The last line is JSON.
+from it and then runs the model; the error is the median of the rounds'. --clock cpu counts the processor time of the
+process instead: on a software adapter of a machine that others use, too, that is what can be compared. The last line
+is JSON.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from qwen3omni_wgpu.cost.work import FAMILIES
 from qwen3omni_wgpu.errors import InvalidRequest
 from qwen3omni_wgpu.formats.gguf import read_gguf
 from qwen3omni_wgpu.formats.tensors import BLOCKS
-from qwen3omni_wgpu.models.config import kv_bytes_per_token
+from qwen3omni_wgpu.models.config import kv_bytes_per_token, tensor_shapes
 
 PROFILES = ("h200", "strix-halo", "strix-halo-reached")
 
@@ -231,7 +231,9 @@ def test_lines_through_points():
 
 def test_what_is_timed_is_not_what_is_predicted():
     """Other widths, fewer layers and tokens; rows as long and as aligned, the same heads and types."""
-    for sketch in (cost.Sketch.shipped(), replace(cost.Sketch.shipped(), config=_dense())):
+    dense = _dense()
+    types = {name: "q8_0" if len(shape) > 1 else "f32" for name, shape in tensor_shapes(dense).items()}
+    for sketch in (cost.Sketch.shipped(), cost.Sketch(dense, types, "dense")):
         c = sketch.config
         for other in others(sketch):
             o = other.config

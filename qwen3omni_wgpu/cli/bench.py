@@ -96,6 +96,12 @@ def bench(
     tables.check_format(form)
     if repeat < 1:
         raise InvalidRequest(f"-r {repeat} measurements are none; give 1 or more")
+    if predict:
+        refuse_others(what, media, speech, form)
+        set_up_logging(common)
+        tests = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
+        tables.write(predictions(common, predict, *tests), form, PREDICTED)
+        return 0
     if what == "ops":
         return _bench_ops(common, _pattern(match), repeat, form, large)
     if what in KINDS:
@@ -104,11 +110,6 @@ def bench(
     elif what is not None:
         raise InvalidRequest(f"bench measures a model (-m), or `ops`, `tts` or `code2wav` alone, not {what!r}")
     prompts, gens, depths = tables.numbers(prompt, "-p"), tables.numbers(gen, "-n"), tables.numbers(depth, "-d")
-    if predict:
-        refuse_others(what, media, speech, form)
-        set_up_logging(common)
-        tables.write(predictions(common, predict, prompts, gens, depths), form, PREDICTED)
-        return 0
     towers, voices = media_tests(media), speech_tests(speech)
     columns = _COLUMNS | (_MEDIA_COLUMNS if towers or voices else {}) | (_SPEECH_COLUMNS if voices else {})
     with opened(_with_context(common, prompts, gens, depths)) as omni:

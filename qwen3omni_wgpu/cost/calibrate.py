@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..gpu import Device, ReadBack, Tensor
+from ..gpu import Device, Plan, ReadBack, Tensor
 from ..gpu.plan import FLOPS_PER_SUBMIT, Step
 from ..gpu.replay import Submit, encode, resolve
 from ..gpu.tensor import nbytes_of
@@ -24,10 +24,12 @@ from ..models.text import TextModel
 from .paper import Sketch, paper_model, record
 from .work import MATVEC_TOKENS, Work, works
 
-# Read and written between two measurements, so that weights come from memory as they do in a whole model.
-EVICT_BYTES = 48 << 20
-# Layers of a model that is timed, for steps of few and of many tokens.
-LAYERS_FEW, LAYERS_MANY = 6, 2
+# Weights of a model that is timed, or of the whole one if that is smaller: more than a last level cache holds.
+STREAMED = 64 << 20
+# What any cache holds: such a model is timed with warm caches, as it runs.
+WARM_BYTES = 4 << 20
+# Layers of a model that is timed: most for steps of few tokens, and all for steps of many.
+LAYERS_FEW, LAYERS_MANY = 24, 2
 # Keys in the cache while attention is timed.
 KEYS_FEW, KEYS_MANY = (64, 1024), (64, 512)
 VOCABULARIES = (2048, 16384)
@@ -94,23 +96,20 @@ def calibrate(
 
     clock: seconds; time.process_time on a software adapter of a shared machine. Raises what running a plan raises.
     """
-    bench = _Bench(device, repeat, clock, cold=sketch.nbytes > EVICT_BYTES)
-    try:
-        for other in others(sketch):
-            model = _random_model(other, device, activations)
-            try:
-                for bucket in sorted(set(buckets)):
-                    few = bucket <= MATVEC_TOKENS
-                    layers = min(other.config.n_layers, LAYERS_FEW if few else LAYERS_MANY)
-                    for keys in KEYS_FEW if few else KEYS_MANY:
-                        note(f"timing {layers} layers of another width, steps of {bucket} with {keys} keys")
-                        bench.measure(_first_layers(model, layers), bucket, keys, kv_type)
-            finally:
-                model.free()
-        lines = {key: fitted(points) for key, points in bench.points.items()}
-        step = bench.step_seconds()
-    finally:
-        bench.free()
+    bench = _Bench(device, repeat, clock, warm=sketch.nbytes <= WARM_BYTES)
+    for other in others(sketch):
+        model = _random_model(other, device, activations)
+        try:
+            for bucket in sorted(set(buckets)):
+                few = bucket <= MATVEC_TOKENS
+                layers = other.config.n_layers if few else LAYERS_MANY
+                for keys in KEYS_FEW if few else KEYS_MANY:
+                    note(f"timing {layers} layers of another width, steps of {bucket} with {keys} keys")
+                    bench.measure(_first_layers(model, layers), bucket, keys, kv_type)
+        finally:
+            model.free()
+    lines = {key: fitted(points) for key, points in bench.points.items()}
+    step = bench.step_seconds()
     about = f"{device.info.name}, measured just now"
     return Calibrated("here", about, not device.info.software, lines, step)
 
@@ -122,13 +121,17 @@ def others(sketch: Sketch) -> list[Sketch]:
         c = sketch.config
         wanted = replace(
             c,
-            n_layers=min(c.n_layers, LAYERS_FEW),
+            n_layers=1,
             ffn_dim=_near(c.ffn_dim, width),
             expert_dim=_near(c.expert_dim, width),
             n_experts=min(c.n_experts, 2 * c.n_experts_used),
             vocab_size=min(vocabulary, c.vocab_size),
         )
-        found.append(Sketch(wanted, sketch.types, sketch.label))
+        one = Sketch(wanted, sketch.types, sketch.label)
+        table = nbytes_of((wanted.vocab_size, c.dim), sketch.types["token_embd.weight"])
+        layer = max(1, one.nbytes - table * (1 if c.tied_head else 2))
+        layers = max(2, min(c.n_layers, LAYERS_FEW, -(-min(sketch.nbytes, STREAMED) // layer)))
+        found.append(replace(one, config=replace(wanted, n_layers=layers)))
     return found
 
 
@@ -191,12 +194,10 @@ class _Bench:
     device: Device
     repeat: int
     clock: Callable[[], float]
-    cold: bool  # the model's weights come from memory, as no cache holds them
+    warm: bool  # caches hold the whole model
     points: dict[Key, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
-        size = min(EVICT_BYTES, self.device.limits["max-buffer-size"])
-        self._copied = [self.device.create_buffer(size, "evicted") for _ in range(2)]
         self._empty = median(self._seconds([]) for _ in range(8 * self.repeat))
 
     def measure(self, model: TextModel, bucket: int, keys: int, kv_type: str) -> None:
@@ -209,19 +210,19 @@ class _Bench:
             alike: dict[tuple[Key, float], list[Step]] = defaultdict(list)
             for step, work in zip(made.plan.steps, works(made.plan, model, bucket), strict=True):
                 alike[key_of(work), _amount(work)].append(step)
+            few = bucket <= MATVEC_TOKENS
             for (key, amount), steps in alike.items():
-                cold = self.cold and bucket <= MATVEC_TOKENS and key[1] != ""
-                often = steps if cold or bucket > MATVEC_TOKENS else steps * -(-AT_LEAST // len(steps))
-                spent = median(self._seconds(often, cold) for _ in range(self.repeat))
+                again = self.warm or not key[1]
+                often = steps * -(-AT_LEAST // len(steps)) if again and few else steps
+                spent = median(self._seconds(often, made.plan if few else None) for _ in range(self.repeat))
                 self.points[key].append((amount, max(SHORTEST, (spent - self._empty) / len(often))))
         finally:
             made.free()
 
-    def _seconds(self, steps: list[Step], cold: bool = False) -> float:
-        if cold:
-            encoder = self.device.handle.create_command_encoder()
-            encoder.copy_buffer_to_buffer(self._copied[0], 0, self._copied[1], 0, self._copied[0].size)
-            self.device.submit([encoder.finish()])
+    def _seconds(self, steps: list[Step], before: Plan | None = None) -> float:
+        """Of the steps; `before` leaves caches as they are in the middle of an answer."""
+        if before is not None:
+            before.run()
         self.device.wait()
         start = self.clock()
         self.device.submit(encode(self.device, [Submit(resolve(steps), 0)], FLOPS_PER_SUBMIT))
@@ -242,7 +243,3 @@ class _Bench:
         for tensor in (state, value):
             tensor.free()
         return median(times)
-
-    def free(self) -> None:
-        for buffer in self._copied:
-            self.device.free_buffer(buffer)
