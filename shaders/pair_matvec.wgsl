@@ -2,13 +2,14 @@
 // A row is PAIRS pairs of 32 weights (lib/pair.wgsl), LANES threads share it; a thread takes every LANES-th pair of ROWS rows,
 // which lie so that the threads of a workgroup read whole rows side by side. The first pairs are asked for before x is staged.
 // STAGED: a workgroup brings x into its own memory first (lib/pair_x.wgsl). NORM: as x / sqrt(mean(x^2) + EPS) * norm; the
-// weights go into x, its size is a factor of the sums. BIAS, ACT, RESIDUAL: y = ACT(sum + bias[f]) + residual[t, f].
+// weights go into x, its size is a factor of the sums. KEEP: the first workgroup writes that x to h.
+// BIAS, ACT, RESIDUAL: y = ACT(sum + bias[f]) + residual[t, f].
 // GLU: weight is [gate; up] and y = silu(gate x) * (up x): half of a thread's rows are gates.
 // EXPERTS: row s of y is expert ids[s] of weight [E, F, D] for row s / SLOTS_PER_X of x; with GLU weight is [2 E, F, D].
 // GATHER: a row is SLOTS pieces: y[t, f] = sum_k shares[t, k] * weight[ids[t, k], f] . x[t * SLOTS + k], so that D is SLOTS times
 // the width of x.
 // Bindings: weight, x or quants, state, norm or scales or ids or third, shares or totals or fourth, residual or bias or ids or
-// fifth, y. Third to fifth are the state once more, where there is nothing else to bind. Called by ops/pair_matvec.py.
+// fifth, y, [h]. Third to fifth are the state once more, where there is nothing else to bind. Called by ops/pair_matvec.py.
 //# if WEIGHT in ("f32", "f16", "bf16")
 //# include "lib/pair_float.wgsl"
 //# else
@@ -61,6 +62,9 @@ struct Slice {
 @group(0) @binding(5) var<storage, read> fifth: array<u32>;
 //# endif
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
+//# if KEEP
+@group(0) @binding(7) var<storage, read_write> h: array<vec4<f32>>;
+//# endif
 var<immediate> slice: Slice;
 
 const PAIRS: u32 = D / 64u;
@@ -79,6 +83,16 @@ var<workgroup> partial: array<f32, ROWS * TOKENS * GROUPS * STRIDE>;
 //# if NORM
 var<workgroup> squares: array<f32, WG * TOKENS>;
 var<workgroup> square_sums: array<f32, 16u * TOKENS>;
+//# endif
+
+//# if NORM
+fn norm_scale(t: u32) -> f32 {
+    var size = 0.0;
+    for (var j = 0u; j < 16u; j++) {
+        size += square_sums[t * 16u + j];
+    }
+    return 1.0 / sqrt(size / f32(D) + EPS);
+}
 //# endif
 
 fn total_of(sum: u32, group: u32) -> f32 {
@@ -277,11 +291,7 @@ fn main(
         if (row < rows && t < TOKENS && token + t <= last) {
             var scale = 1.0;
 //# if NORM
-            var size = 0.0;
-            for (var j = 0u; j < 16u; j++) {
-                size += square_sums[t * 16u + j];
-            }
-            scale = 1.0 / sqrt(size / f32(D) + EPS);
+            scale = norm_scale(t);
 //# endif
             var sum = scale * total_of(r * TOKENS + t, i % GROUPS);
             let to = (token + t) * WIDTH + column + row;
@@ -300,4 +310,13 @@ fn main(
             y[to] = sum;
         }
     }
+//# if KEEP
+    if (group.x + group.z == 0u) {
+        for (var t = 0u; t < TOKENS && token + t <= last; t++) {
+            for (var i = tid; i < D / 4u; i += WG) {
+                h[(token + t) * (D / 4u) + i] = norm[i] * (x[(token + t) * (D / 4u) + i] * norm_scale(t));
+            }
+        }
+    }
+//# endif
 }

@@ -9,21 +9,27 @@ from ..reference import moe as reference
 from ..reference.elementwise import softmax
 from ..reference.norm import rms_norm
 from .fused import MOST_TOKENS, Norm, normed, workgroup_bytes
+from .fused import fits as fits_around
 from .guard import WEIGHTS, expect, require, workgroup_for
 from .matmul import matmul
 from .moe import moe_gate
-from .variant import TOLERANCE, Variant
+from .pair_matvec import Around, pair_matvec
+from .variant import TOLERANCE, Variant, is_packed, variant_for
+
+# Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a unit reads some 50 GB/s.
+LARGE = 1 << 18
 
 
 def moe_route(
-    plan: Plan, x: Tensor, router: Tensor, k: int, renormalise: bool, *, norm: Norm | None = None, always: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+    plan: Plan, x: Tensor, router: Tensor, k: int, renormalise: bool, *, norm: Norm | None = None, always: int = 0,
+    variant: Variant | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x [N, D], router [E, D] -> (h [N, D], ids uint32 [N, K] by falling probability, weights [N, K]).
 
     h = norm(x), with norm = (weight [D], eps) of an RMS norm, or x itself; the choice is moe_gate's of h router^T.
     always: experts that every token takes besides, as moe_gate has them; the router then has one row more, [E + 1, D].
-    One dispatch for one or two tokens: a workgroup reads the whole router, which is worth it for small ones (the
-    talker's is 0.5 MB); else a norm, a matmul and moe_gate.
+    One dispatch for one or two tokens: a workgroup reads the whole router, which is worth it for small ones and on a
+    CPU; of large ones norm and matmul are one dispatch, by `variant`, and moe_gate is another; else each has its own.
     """
     op = "moe_route"
     expect(op, router, (None, None), WEIGHTS)
@@ -34,6 +40,9 @@ def moe_route(
     require(op, d % 32 == 0, f"{router.name} has rows of {d}, not a multiple of 32")
     if norm is not None:
         expect(op, norm[0], (d,))
+    if norm is not None and (variant or _large(plan, router)) and fits_around(plan, x, [router], variant):
+        h, logits = _logits(plan, x, router, norm, variant or variant_for(plan, "fused", router, n, width, d))
+        return h, *moe_gate(plan, logits, k, renormalise, always)
     largest = 512 if plan.device.limits["max-compute-invocations-per-workgroup"] >= 512 else 256
     wg, lanes = workgroup_for(plan.device, 8 * width, largest), 1 if plan.device.info.software else 8
     # Activations stay float32 and loads 32 bits wide: choices are worth the precision, and routers are small.
@@ -72,6 +81,25 @@ def moe_route(
 
     plan.check(twin, [x, router, *([norm[0]] if norm is not None else [])], outputs, TOLERANCE)
     return h, ids, weights
+
+
+def _large(plan: Plan, router: Tensor) -> bool:
+    """Whether a router takes more than one of a GPU's units to be read in good time."""
+    return not plan.device.info.software and router.nbytes >= LARGE and not is_packed(plan, router)
+
+
+def _logits(plan: Plan, x: Tensor, router: Tensor, norm: Norm, variant: Variant) -> tuple[Tensor, Tensor]:
+    """h = norm(x) and h router^T in one dispatch of many workgroups, the first of which writes h."""
+    n, (width, d) = x.shape[0], router.shape
+    h, logits = plan.empty((n, d), "f32", f"{router.name}.h"), plan.empty((n, width), "f32", f"{router.name}.logits")
+    pair_matvec(plan, "moe_route", x, router, logits, 0, variant, Around(norm=norm, keep=h))
+
+    def twin(_: int, n_tokens: int, x: np.ndarray, router: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
+        h = rms_norm(x[:n_tokens], weight, norm[1])
+        return [h, h @ router.T]
+
+    plan.check(twin, [x, router, norm[0]], [h, logits], TOLERANCE)
+    return h, logits
 
 
 def _judge(logits: np.ndarray, ids: np.ndarray) -> None:

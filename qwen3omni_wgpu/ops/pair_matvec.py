@@ -27,6 +27,7 @@ class Around:
     ids: Tensor | None = None  # [N, K]: experts chosen for each token
     shares: Tensor | None = None  # [N, K]: their weights, where their outputs are to be added
     per_x: int = 1  # rows of y that read the same row of x
+    keep: Tensor | None = None  # [N, D], with a norm: where its result goes, for others that read it
 
 
 def pair_matvec(
@@ -63,7 +64,8 @@ def pair_matvec(
         nbytes = int(part.nbytes * touched) + 4 * (used // around.per_x * w.shape[-1] + rows * outputs)
         flops = 2 * used * outputs * w.shape[-1] * (2 if glu else 1)
         flops = flops * count // w.shape[0] if apart else flops
-        plan.add(op, kernel, [(w, part), *inputs], [y], grid, immediates=numbers, nbytes=nbytes, flops=flops)
+        outputs_to = [y] if around.keep is None else [y, around.keep]
+        plan.add(op, kernel, [(w, part), *inputs], outputs_to, grid, immediates=numbers, nbytes=nbytes, flops=flops)
     return first
 
 
@@ -80,7 +82,7 @@ def _params(
     params |= {"GLU": around.glu, "GATHER": gather, "EXPERTS": ids is not None and not gather}
     params |= {"SLOTS": slots, "SLOTS_PER_X": around.per_x, "ACT": around.act or "none"}
     params |= {"NORM": around.norm is not None, "BIAS": around.bias is not None}
-    params["RESIDUAL"] = around.residual is not None
+    params |= {"RESIDUAL": around.residual is not None, "KEEP": around.keep is not None}
     params |= {"TOKENS": 1 if ids is not None else variant.tokens, "LANES": variant.lanes, "WG": variant.workgroup}
     params["ROWS"] = max(2, variant.rows) if around.glu else variant.rows  # half of the rows are gates
     if around.norm is not None:

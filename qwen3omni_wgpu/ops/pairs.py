@@ -29,7 +29,7 @@ def rule(n: int, f: int, d: int) -> Size:
 def sizes(n: int, f: int, d: int) -> list[Size]:
     """The rule's choice, then its like with other numbers of threads and rows."""
     first, pairs = rule(n, f, d), d // 64
-    lanes = dict.fromkeys((first[0], *(size for size in (4, 8, 16, 32, 64) if size < 2 * pairs)))
+    lanes = [size for size in (first[0], first[0] * 2, first[0] // 2) if 1 < size <= min(64, 2 * pairs)]
     more = [_whole(size, rows, n, threads) for size in lanes for rows in (1, 2, 4) for threads in (64, 128, 256)]
     return list(dict.fromkeys([first, *more]))
 

@@ -65,11 +65,12 @@ def _moe_down(
 
 def _moe_route(
     plan: Plan, rng: Rng, type: str, n: int, e: int, k: int, d: int, renormalise: bool = True, norm: bool = False,
-    always: int = 0,
+    always: int = 0, variant: dict[str, Any] | None = None,
 ) -> list[Tensor]:  # fmt: skip
     before = norm_of(plan, rng, d) if norm else None
     router = weight(plan, rng, (e + (always > 0), d), type, "router")
-    return list(moe_route(plan, normal(plan, rng, n, d), router, k, renormalise, norm=before, always=always))
+    x, how = normal(plan, rng, n, d), variant_of(variant)
+    return list(moe_route(plan, x, router, k, renormalise, norm=before, always=always, variant=how))
 
 
 def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool, always: int = 0) -> list[Tensor]:
@@ -148,6 +149,7 @@ CASES: tuple[Case, ...] = (
     *(case("moe_route", type=t, n=2, e=e, k=k, d=d, renormalise=r, norm=no)
       for t, e, k, d, r, no in (("f32", 8, 2, 64, False, False), ("bf16", 300, 5, 96, True, True),
                                 ("q8_0", 48, 48, 64, False, True), ("q4_1", 7, 1, 32, True, False))),
+    case("moe_route", type="f32", n=2, e=37, k=4, d=192, norm=True, always=2, variant=PAIRS[0]),
     *(case("moe_gate", n=n, e=e, k=k, renormalise=True, always=a) for n, e, k, a in ((1, 128, 6, 2), (3, 8, 8, 1))),
     *(case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),
