@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from .draws import Draws
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
@@ -24,7 +24,6 @@ from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
 from .ops.attention_ways import Q8_HEADS
 from .ops.choice import Problem
-from .ops.pick import SETTINGS
 from .runner import Runner
 from .sampler import NO_TOKEN, GenerationConfig, Sampler
 from .step_inputs import StepInputs
@@ -93,10 +92,7 @@ class Engine:
         self._cache = KVCache.empty(self.device, model.config, ctx_size, kv_type)
         self._in = StepInputs(self.device, model.config, self.buckets[-1])
         self._logits = Tensor.empty(self.device, (1, model.config.vocab_size), "f32", "logits")
-        self._recent: Tensor | None = None
-        self._seen: Tensor | None = None
-        self._draw = Tensor.empty(self.device, (SETTINGS,), "f32", "draw")
-        self._options = Tensor.empty(self.device, (4,), "f32", "penalties")
+        self._draws = Draws(self._logits, self._in.ids, self._in.state, ctx_size + 1)
         self._plans: dict[Any, Plan] = {}
         self._reads: dict[Any, ReadBack] = {}
 
@@ -257,19 +253,16 @@ class Engine:
 
     def _drawn(self, sampler: Sampler, limit: int) -> Iterator[Token]:
         """Tokens chosen on the GPU; the next step is submitted before this one is read."""
-        plain = sampler.greedy and not sampler.penalising
-        plans = [self._forward_plan(1, "last"), self._argmax_plan() if plain else self._pick_plan(sampler)]
-        read = self._reads[plans[1].name]
-        if not plain:
-            self._write_draw(sampler, None)
-        current = self.runner.start(plans[1:], read)
+        choice, read = self._draws.chosen(sampler)
+        plans = [self._forward_plan(1, "last"), choice]
+        self._draws.write(sampler)
+        current = self.runner.start([choice], read)
         for count in range(1, limit + 1):
             following = None
             if count < limit:
                 self._in.write_next(self.n_past, self._next_position())
-                if not plain:
-                    # The window moves by the token that is not read yet: it is counted on the GPU.
-                    self._write_draw(sampler, sampler.leaving)
+                # The window moves by the token that is not read yet: it is counted on the GPU.
+                self._draws.write(sampler, sampler.leaving)
                 following = self.runner.start(plans, read)
             token = self._known(int(current.result()[0][0]))
             try:
@@ -298,8 +291,8 @@ class Engine:
     def _sampled(self, sampler: Sampler, logprobs: int, limit: int) -> Iterator[Token]:
         """Candidates from the GPU, the draw on the host."""
         for _ in range(limit):
-            plan = self._candidates_plan(sampler)
-            ids, values = self._run([plan], self._reads[plan.name])
+            plan, read = self._draws.candidates(sampler)
+            ids, values = self._run([plan], read)
             logits, logsumexp = values[:-1], float(values[-1])
             order = np.lexsort((ids, -logits))
             ids, logits = ids[order], logits[order]
@@ -329,33 +322,6 @@ class Engine:
         if wrong is not None:
             raise InvalidRequest(f"token {wrong} does not exist: the model's vocabulary has {vocabulary}")
 
-    def _write_draw(self, sampler: Sampler, leaving: int | None) -> None:
-        vocabulary = self.model.config.vocab_size
-        self._draw.write(sampler.numbers(vocabulary if leaving is None else leaving))
-
-    def _counts(self, sampler: Sampler) -> Tensor | None:
-        """How often each token is in the penalties' window, on the device; None without penalties."""
-        if not sampler.penalising:
-            return None
-        counts = np.zeros(self.model.config.vocab_size, np.uint32)
-        ids, times = sampler.penalties()
-        counts[ids] = times
-        if self._seen is None:
-            self._seen = Tensor.empty(self.device, counts.shape, "u32", "seen")
-        self._seen.write(counts)
-        return self._seen
-
-    def _write_penalties(self, sampler: Sampler) -> bool:
-        if not sampler.penalising:
-            return False
-        ids, counts = sampler.penalties()
-        if self._recent is None:
-            self._recent = Tensor.empty(self.device, (self.ctx_size + 1, 2), "u32", "recent tokens")
-        if len(ids):
-            self._recent.write(np.stack([ids, counts], axis=1))
-        self._options.write(np.array([len(ids), *sampler.penalty_options], np.float32))
-        return True
-
     def _forward_plan(self, bucket: int, head: str, taps: int | None = None) -> Plan:
         """`bucket` tokens through the model. head: "none", "last" (into self._logits) or "all" (read back).
 
@@ -384,42 +350,6 @@ class Engine:
             self._reads[name] = ReadBack(self.device, kept)
         return plan
 
-    def _argmax_plan(self) -> Plan:
-        """From self._logits to the next id, written where the next step reads it."""
-        out = self._in.ids.first(1)
-        return self._last_plan("sample argmax", lambda plan: [ops.argmax(plan, self._logits, out=out)])
-
-    def _pick_plan(self, sampler: Sampler) -> Plan:
-        """As `_argmax_plan`, drawn under self._draw; the counts of the penalties' window are those of the sampler."""
-        seen, k = self._counts(sampler), self._wanted(sampler)
-        name = f"sample pick {k}" + (" penalised" if seen else "")
-        out = self._in.ids.first(1)
-        return self._last_plan(name, lambda plan: [ops.pick(plan, self._logits, self._draw, k, seen=seen, out=out)])
-
-    def _candidates_plan(self, sampler: Sampler) -> Plan:
-        """From self._logits to the candidates that the host draws from."""
-
-        def record(plan: Plan) -> list[Tensor]:
-            if penalised:
-                assert self._recent is not None
-                ops.penalize(plan, self._logits, self._recent, self._options)
-            return list(ops.top_k(plan, self._logits, k))
-
-        k, penalised = self._wanted(sampler), self._write_penalties(sampler)
-        return self._last_plan(f"sample {k}" + (" penalised" if penalised else ""), record)
-
-    def _wanted(self, sampler: Sampler) -> int:
-        return min(max(1, sampler.wanted), self.model.config.vocab_size)
-
-    def _last_plan(self, name: str, record: Callable[[Plan], list[Tensor]]) -> Plan:
-        """A plan for what comes after the logits; what `record` returns is read back."""
-        if name not in self._plans:
-            plan = Plan(self.device, name, self._in.state)
-            outputs = record(plan)
-            self._plans[name] = plan.finish(keep=outputs)
-            self._reads[name] = ReadBack(self.device, outputs)
-        return self._plans[name]
-
     def _run(self, plans: list[Plan], read: ReadBack) -> list[np.ndarray]:
         """Run plans and wait for the values of `read`."""
         return self.runner.start(plans, read).result()
@@ -432,9 +362,8 @@ class Engine:
             read.free()
         self._cache.free()
         self._in.free()
-        for tensor in (self._logits, self._options, self._draw, self._recent, self._seen):
-            if tensor is not None:
-                tensor.free()
+        self._draws.free()
+        self._logits.free()
         self._plans, self._reads = {}, {}
 
 

@@ -422,7 +422,8 @@ def test_a_drawn_token_is_all_that_is_read(engine, ids, device, monkeypatch):
     monkeypatch.setattr(Device, "read_buffer", lambda *_: pytest.fail("more was read"))
     monkeypatch.setattr(Sampler, "pick", lambda *_: pytest.fail("drawn on the host"))
     assert answer_ids(engine, ids[:9], settings) == expected
-    assert {read.nbytes for name, read in engine._reads.items() if name.startswith("sample pick")} == {8}
+    plan, read = engine._draws.chosen(Sampler(settings, []))
+    assert (plan.name, read.nbytes) == ("sample pick 40 penalised", 8)
 
 
 @pytest.mark.parametrize("way", ["sampled", "penalised"])
