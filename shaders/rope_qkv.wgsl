@@ -1,5 +1,6 @@
 // What attention needs of one matmul's queries, keys and values: q turned, k turned into row n_past + t of the key
-// cache, v copied into the value cache; queries and keys of a cache of 8-bit blocks also go through lib/mix.wgsl. With NORM an RMS norm over every query and key head comes first (QK-norm).
+// cache, v copied into the value cache; for a cache of 8-bit blocks q and k also go through lib/mix.wgsl.
+// With NORM an RMS norm over every query and key head comes first (QK-norm).
 // x is [N, (H + 2 KV) * HD]; one workgroup a head of a token, all of them in one dispatch. Turning: lib/turn.wgsl.
 // Bindings: x, positions, freqs, [norms: HD weights for q, HD for k], state, q, keys, values. Called by ops/rope.py.
 //# include "lib/turn.wgsl"
