@@ -60,7 +60,7 @@ def test_packed_kernels_use_the_dot_product_of_bytes(report):
 
 
 def test_arithmetic_of_decoding_leaves_the_memory_saturated(report):
-    """Of every kernel over weights or cache that the rules choose; other candidates have to win by the tuner's clock."""
+    """Of every kernel over weights or cache that the rules choose; others have to win by the tuner's clock."""
     decode = [row for row in report.rows if row["use"].startswith("thinker decode") and row["choice"] == "rule"]
     decode = [row for row in decode if row["stored"] and row["alu_per_byte"]]
     assert {"q8", "f32"} == {row["use"].split()[2].rstrip(":") for row in decode}
