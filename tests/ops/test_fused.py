@@ -7,7 +7,8 @@ import pytest
 
 from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor
-from qwen3omni_wgpu.ops.cases import normal, weight
+from qwen3omni_wgpu.ops import Variant
+from qwen3omni_wgpu.ops.cases import PAIRS, normal, weight
 
 pytestmark = pytest.mark.gpu
 # All experts are chosen: of two that differ by rounding only, either order gives the same sum.
@@ -109,12 +110,30 @@ def test_experts_are_there_whatever_the_numbers_are(device, wrong):
         assert row.max() < 11
 
 
-def test_experts_that_are_not_there_add_nothing(device):
+FOR_GPUS = Variant(**PAIRS[0])
+
+
+@pytest.mark.parametrize("variant", [None, FOR_GPUS], ids=["rule", "for GPUs"])
+def test_experts_that_are_not_there_add_nothing(device, variant):
     plan, rng = Plan(device), np.random.default_rng()
     w, residual = weight(plan, rng, (E, 32, 64), "f32"), normal(plan, rng, 1, 32)
     ids = Tensor.from_numpy(device, np.array([[E, E + 7]], np.uint32), "ids")
     x = normal(plan, rng, 2, 64)
-    y = ops.moe_down(plan, x, w, ids, normal(plan, rng, 1, 2), residual=residual)
+    y = ops.moe_down(plan, x, w, ids, normal(plan, rng, 1, 2), residual=residual, variant=variant)
     plan.finish(keep=[y]).run()
     np.testing.assert_array_equal(y.numpy(), residual.numpy())
     plan.free()
+
+
+def test_padding_is_left_alone(device):
+    """Of two tokens one counts: the other's row keeps what was in it."""
+    plan, rng = Plan(device), np.random.default_rng()
+    plan.state = Tensor.from_numpy(device, np.array([0, 1], np.uint32), "state")
+    x, w = normal(plan, rng, 2, 192), weight(plan, rng, (37, 192), "q8_0")
+    out = Tensor.from_numpy(device, np.full((2, 37), 7.0, np.float32), "out")
+    ops.matmul(plan, x, w, norm=(normal(plan, rng, 192, name="norm"), 1e-5), variant=FOR_GPUS, out=out)
+    plan.finish(keep=[out]).run()
+    found = out.numpy()
+    plan.free()
+    np.testing.assert_array_equal(found[1], 7.0)
+    assert (found[0] != 7.0).all()

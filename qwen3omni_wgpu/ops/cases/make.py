@@ -36,7 +36,7 @@ GROUPED: tuple[dict[str, Any], ...] = (
 FUSED: dict[str, Any] = {"shader": "fused_matvec", "rows": 4, "tokens": 2, "workgroup": 8, "wide": True}
 # The matvec of GPUs: rows of whole pairs of blocks.
 PAIRS: tuple[dict[str, Any], ...] = (
-    {"shader": "pair_matvec", "lanes": 3, "rows": 1, "tokens": 2, "workgroup": 48},
+    {"shader": "pair_matvec", "lanes": 3, "rows": 1, "tokens": 2, "workgroup": 45},
     {"shader": "pair_matvec", "lanes": 4, "rows": 4, "tokens": 1, "workgroup": 64},
     {"shader": "pair_matvec", "lanes": 32, "rows": 2, "tokens": 2, "workgroup": 64},
     {"shader": "pair_matvec", "lanes": 8, "rows": 2, "tokens": 4, "workgroup": 64},
