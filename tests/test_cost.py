@@ -9,7 +9,7 @@ from reference.gpu_engine import open_engine
 from tiny_gguf import write_tiny
 
 from qwen3omni_wgpu import cost
-from qwen3omni_wgpu.cost.calibrate import Line, calibrate, fitted, key_of, others
+from qwen3omni_wgpu.cost.calibrate import Line, _near, calibrate, fitted, key_of, others
 from qwen3omni_wgpu.cost.profile import FOLDER, STATUS
 from qwen3omni_wgpu.cost.work import FAMILIES
 from qwen3omni_wgpu.errors import InvalidRequest
@@ -244,6 +244,25 @@ def test_what_is_timed_is_not_what_is_predicted():
                 assert (ours == 0) == (theirs == 0)
                 assert ours != theirs or ours == 0
                 assert ours & -ours == theirs & -theirs
+
+
+def test_a_length_near_another():
+    """Never the same; the same power of two."""
+    for length in (64, 96, 128, 768, 1536, 2816, 11008):
+        for factor in (0.5, 2.0):
+            near = _near(length, factor)
+            assert near != length
+            assert near & -near == length & -length
+            assert near < 5 * length
+    assert _near(0, 2.0) == 0
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_logits_only_where_they_are_wanted(head, paper):
+    """The engine computes them after the last chunk of a prompt alone."""
+    _, model = paper
+    ops = [step.op for step in cost.prefill_plan(model, 0, 512, 4096, head=head).steps]
+    assert ops.count("select_row") == head
 
 
 def _dense():

@@ -15,25 +15,29 @@ from statistics import median
 import gguf
 import numpy as np
 
+from ..engine import Engine
 from ..errors import InvalidRequest
-from ..gpu import Device, Plan, ReadBack, Tensor
+from ..gpu import Device, Plan, Tensor
 from ..gpu.plan import FLOPS_PER_SUBMIT, Step
 from ..gpu.replay import Submit, encode, resolve
 from ..gpu.tensor import nbytes_of
 from ..models.text import TextModel
+from ..sampler import GenerationConfig
 from .paper import Sketch, paper_model, record
 from .work import MATVEC_TOKENS, Work, works
 
 # Weights of a model that is timed, or of the whole one if that is smaller: more than a last level cache holds.
 STREAMED = 64 << 20
 # What any cache holds: such a model is timed with warm caches, as it runs.
-WARM_BYTES = 4 << 20
+WARM_BYTES = 16 << 20
 # Layers of a model that is timed: most for steps of few tokens, and all for steps of many.
 LAYERS_FEW, LAYERS_MANY = 24, 2
 # Keys in the cache while attention is timed.
 KEYS_FEW, KEYS_MANY = (64, 1024), (64, 512)
 VOCABULARIES = (2048, 16384)
 DRAWN = 1 << 20
+# Tokens of an answer that the engine is timed with.
+ANSWER = 24
 # Dispatches that are timed together where caches may be warm, and seconds below which a difference is noise.
 AT_LEAST = 24
 SHORTEST = 1e-7
@@ -60,12 +64,14 @@ class Calibrated:
     about: str
     overlap: bool
     lines: dict[Key, Line]
+    switches: dict[int, float]  # tokens of a step -> seconds a dispatch that follows another kind takes longer
     host_step: float
     peak: float = 1.0
 
     def seconds(self, work: Work) -> float:
         line = self.lines.get(key_of(work)) or self._like(work)
-        return line(_amount(work))
+        nearest = min(self.switches, key=lambda tokens: abs(tokens - work.tokens))
+        return max(SHORTEST, line(_amount(work)) + self.switches[nearest])
 
     def _like(self, work: Work) -> Line:
         """Of the same op with another number of tokens or another length of rows."""
@@ -97,6 +103,7 @@ def calibrate(
     clock: seconds; time.process_time on a software adapter of a shared machine. Raises what running a plan raises.
     """
     bench = _Bench(device, repeat, clock, warm=sketch.nbytes <= WARM_BYTES)
+    steps: list[float] = []
     for other in others(sketch):
         model = _random_model(other, device, activations)
         try:
@@ -106,12 +113,13 @@ def calibrate(
                 for keys in KEYS_FEW if few else KEYS_MANY:
                     note(f"timing {layers} layers of another width, steps of {bucket} with {keys} keys")
                     bench.measure(_first_layers(model, layers), bucket, keys, kv_type)
+            steps.append(bench.step_seconds(_first_layers(model, 1), kv_type))
         finally:
             model.free()
     lines = {key: fitted(points) for key, points in bench.points.items()}
-    step = bench.step_seconds()
+    switches = {bucket: median(found) for bucket, found in bench.switches.items()}
     about = f"{device.info.name}, measured just now"
-    return Calibrated("here", about, not device.info.software, lines, step)
+    return Calibrated("here", about, not device.info.software, lines, switches, median(steps))
 
 
 def others(sketch: Sketch) -> list[Sketch]:
@@ -197,8 +205,8 @@ class _Bench:
     warm: bool  # caches hold the whole model
     points: dict[Key, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
-    def __post_init__(self) -> None:
-        self._empty = median(self._seconds([]) for _ in range(8 * self.repeat))
+    switches: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    starts: list[float] = field(default_factory=list)  # what a submit took besides its dispatches
 
     def measure(self, model: TextModel, bucket: int, keys: int, kv_type: str) -> None:
         """A step of `bucket` tokens after `keys` others: dispatches of one kind and amount at a time."""
@@ -211,11 +219,18 @@ class _Bench:
             for step, work in zip(made.plan.steps, works(made.plan, model, bucket), strict=True):
                 alike[key_of(work), _amount(work)].append(step)
             few = bucket <= MATVEC_TOKENS
+            self.starts.append(start := self._start(made.plan))
+            alone = 0.0
             for (key, amount), steps in alike.items():
                 again = self.warm or not key[1]
                 often = steps * -(-AT_LEAST // len(steps)) if again and few else steps
                 spent = median(self._seconds(often, made.plan if few else None) for _ in range(self.repeat))
-                self.points[key].append((amount, max(SHORTEST, (spent - self._empty) / len(often))))
+                each = max(SHORTEST, (spent - start) / len(often))
+                self.points[key].append((amount, each))
+                alone += each * len(steps)
+            before = made.plan if few else None
+            whole = median(self._seconds(made.plan.steps, before) for _ in range(2 * self.repeat))
+            self.switches[bucket].append((whole - start - alone) / len(made.plan.steps))
         finally:
             made.free()
 
@@ -229,17 +244,32 @@ class _Bench:
         self.device.wait()
         return self.clock() - start
 
-    def step_seconds(self) -> float:
-        """What a step takes besides its dispatches: writing its inputs, a submit, reading a result back."""
-        state, value = (Tensor.empty(self.device, (2,), "u32", name) for name in ("state", "value"))
-        read = ReadBack(self.device, [value])
-        times = []
-        for i in range(8 * self.repeat):
-            start = self.clock()
-            state.write(np.array([i, 1], np.uint32))
-            read.submit([]).result()
-            times.append(self.clock() - start)
-        read.free()
-        for tensor in (state, value):
-            tensor.free()
-        return median(times)
+    def _start(self, plan: Plan) -> float:
+        """Of a submit: encoder, pass, and threads that wake up; what one small dispatch takes beyond one of many."""
+        probe = plan.steps[:1]  # the embedding
+        one = median(self._seconds(probe) for _ in range(4 * self.repeat))
+        many = median(self._seconds(probe * AT_LEAST) for _ in range(4 * self.repeat))
+        return max(0.0, one - (many - one) / (AT_LEAST - 1))
+
+    def step_seconds(self, model: TextModel, kv_type: str) -> float:
+        """Of the engine, from one token of an answer to the next, beside the dispatches; `model` is a small one."""
+        engine = Engine(model, ANSWER + 2, kv_type)
+        made = record(model, 1, ANSWER + 2, kv_type, head=True, dry=False)
+        try:
+            made.inputs.state.write(np.array([ANSWER // 2, 1], np.uint32))
+            made.plan.run()
+            whole = median(self._seconds(made.plan.steps, made.plan) for _ in range(8 * self.repeat))
+            tokens = median([self._token(engine) for _ in range(self.repeat + 1)][1:])  # the first one compiles
+            return max(SHORTEST, tokens - (whole - median(self.starts)))
+        finally:
+            made.free()
+            engine.free()
+
+    def _token(self, engine: Engine) -> float:
+        config = GenerationConfig(temperature=0, max_tokens=ANSWER + 1).resolved({})
+        engine.reset()
+        start = 0.0
+        for index, _ in enumerate(engine.generate([0], config, frozenset())):
+            if index == 0:
+                start = self.clock()
+        return (self.clock() - start) / ANSWER

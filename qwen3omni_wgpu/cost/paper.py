@@ -25,8 +25,8 @@ from ..step_inputs import StepInputs
 
 # The dimensions of published models, for predictions without a file.
 MODELS = Path(__file__).resolve().parent.parent / "profiles" / "models"
-# A cache of this many rows or more is what the recorded kernels are chosen for, however few of them are filled.
-FEWEST_ROWS = 64
+# Rows of a recorded cache at least: with fewer, one dispatch does for attention, which a longer context would not get.
+FEWEST_ROWS = 33
 
 
 class PaperDevice(Device):
