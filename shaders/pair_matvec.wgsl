@@ -24,7 +24,7 @@
 struct Slice {
     first: u32, // first row, or expert, that the bound part of the weight holds; GLU: first column of y
     count: u32, // how many
-    n: u32, // rows of y
+    n: u32, // rows of y; nothing where there are EXPERTS or GATHER
 }
 
 //# if WEIGHT in ("f32", "f16", "bf16")
@@ -65,7 +65,11 @@ struct Slice {
 //# if KEEP
 @group(0) @binding(7) var<storage, read_write> h: array<vec4<f32>>;
 //# endif
+//# if PARTS
 var<immediate> slice: Slice;
+//# else
+const slice = Slice(FIRST, COUNT, N);
+//# endif
 
 const PAIRS: u32 = D / 64u;
 const X_PAIRS: u32 = PAIRS * TOKENS;
@@ -155,8 +159,8 @@ fn main(
 //# if STAGED
     var held = array<vec4<f32>, 2u * STEPS * TOKENS>();
 //# endif
-    // It is never 0. Out of a branch that may not be taken a driver moves no loads to where their results are needed.
-    if (slice.n != 0u) {
+    // It is never 0 here. Out of a branch that may not be taken a driver moves no loads to where their results are needed.
+    if (state[1] != 0u) {
 //# if STAGED
         for (var s = 0u; s < STEPS * TOKENS; s++) {
             let i = min(s % STEPS * WG + tid, D / 8u - 1u);

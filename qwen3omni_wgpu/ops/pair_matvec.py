@@ -46,8 +46,9 @@ def pair_matvec(
     require(op, pairs.in_pairs(w.shape[-1]), f"{w.name} has rows of {w.shape[-1]}, not a multiple of 64")
     rows, width = y.shape
     params = _params(w, y, is_packed(plan, w), isinstance(x, Tensor), variant, around)
-    kernel = Kernel.of("pair_matvec.wgsl", **params)
+    parted = len(w.parts) > 1
     inputs = _inputs(plan, x, around)
+    outputs_to = [y] if around.keep is None else [y, around.keep]
     each = variant.workgroup // variant.lanes * (int(params["ROWS"]) // (2 if glu else 1))
     limit = plan.device.limits["max-compute-workgroups-per-dimension"]
     # Of E experts a step reads at most as many different ones as it has slots.
@@ -58,13 +59,16 @@ def pair_matvec(
         count = part.stop - part.start
         outputs = w.shape[-2] if ids is not None else (width if glu else count)
         start = 0 if glu else part.start
-        numbers = (start, count, rows) if apart else (column + start, outputs, rows)
+        numbers = (start, count, 0) if apart else (column + start, outputs, 0 if ids is not None else rows)
         groups = math.ceil(outputs / each)
         grid = (min(groups, limit), math.ceil(rows / int(params["TOKENS"])), math.ceil(groups / limit))
         nbytes = int(part.nbytes * touched) + 4 * (used // around.per_x * w.shape[-1] + rows * outputs)
         flops = 2 * used * outputs * w.shape[-1] * (2 if glu else 1)
         flops = flops * count // w.shape[0] if apart else flops
-        outputs_to = [y] if around.keep is None else [y, around.keep]
+        # Of a weight in one piece they are constants: to set them takes a host a fifth of a dispatch's time.
+        constants = {} if parted else dict(zip(("FIRST", "COUNT", "N"), numbers, strict=True))
+        kernel = Kernel.of("pair_matvec.wgsl", **params, **constants, PARTS=parted)
+        numbers = numbers if parted else ()
         plan.add(op, kernel, [(w, part), *inputs], outputs_to, grid, immediates=numbers, nbytes=nbytes, flops=flops)
     return first
 
@@ -87,7 +91,7 @@ def _params(
     params["ROWS"] = max(2, variant.rows) if around.glu else variant.rows  # half of the rows are gates
     if around.norm is not None:
         params["EPS"] = float(around.norm[1])
-    if ids is None:  # one kernel for all matrices
+    if ids is None:  # one kernel for all parts of a matrix
         params |= {"F": 0, "E": 0}
     return params
 
