@@ -117,15 +117,16 @@ def test_a_compile_error_shows_the_numbered_source(fresh, shader_folder, monkeyp
 
 
 def test_kernels_are_compiled_once(fresh):
-    first = Kernel.of("argmax.wgsl", V=9, WG=64)
-    again = Kernel.of("argmax.wgsl", WG=64, V=9)
+    first = Kernel.of("argmax.wgsl", V=9, WG=64, PARTS=1, LISTED=False)
+    again = Kernel.of("argmax.wgsl", WG=64, LISTED=False, V=9, PARTS=1)
     assert first == again
     assert pipeline(fresh, first, 1, 1, 0) is pipeline(fresh, again, 1, 1, 0)
-    assert pipeline(fresh, Kernel.of("argmax.wgsl", V=10, WG=64), 1, 1, 0) is not pipeline(fresh, first, 1, 1, 0)
+    other = Kernel.of("argmax.wgsl", V=10, WG=64, PARTS=1, LISTED=False)
+    assert pipeline(fresh, other, 1, 1, 0) is not pipeline(fresh, first, 1, 1, 0)
 
 
 def test_checked_and_trusted_are_two_pipelines(fresh, monkeypatch):
-    kernel = Kernel.of("argmax.wgsl", V=9, WG=64)
+    kernel = Kernel.of("argmax.wgsl", V=9, WG=64, PARTS=1, LISTED=False)
     trusted = pipeline(fresh, kernel, 1, 1, 0)
     monkeypatch.setattr(fresh, "checked", True)
     assert pipeline(fresh, kernel, 1, 1, 0) is not trusted
