@@ -521,7 +521,7 @@ def test_a_cache_that_no_binding_can_show(model, device, monkeypatch):
 def test_a_context_beyond_the_drivers_loops(model, device, monkeypatch):
     monkeypatch.setattr(Device, "max_rounds", 1000)
     most = most_keys(device, 4, 2, 64)
-    assert 64 <= most < 1000
+    assert 64 <= most < 2000  # some keys a round
     fresh(model, most).free()
     with pytest.raises(InvalidRequest, match=rf"--ctx-size {most + 1} .* largest that works is {most}$"):
         fresh(model, most + 1)
@@ -602,7 +602,7 @@ def test_debug_mode_checks_every_op(moe_file, device, ids, monkeypatch, activati
     ("kernel", "shader", "old", "new"),
     [
         ("elementwise", "elementwise.wgsl", "1.0 + exp(-gate)", "1.0 + exp(-1.01 * gate)"),
-        ("attention", "attention.wgsl", "state[0] + token + 1u", "state[0] + token + 2u"),
+        ("flash_prefill", "flash_prefill.wgsl", "let past = state[0];", "let past = state[0] + 1u;"),
         ("rope_qkv", "lib/turn.wgsl", "head_in[a] * turn.y - ", "head_in[a] * turn.y + "),
         ("moe_combine", "moe_combine.wgsl", "k < K", "k + 1u < K"),
     ],

@@ -106,16 +106,20 @@ def test_head_says_bindings_and_caller(path):
 def test_bindings_are_inputs_then_outputs(kernels, rendered):
     for kernel, (n_in, n_out) in kernels.items():
         text = re.sub(r"//.*", "", rendered[kernel])
-        found = re.findall(r"@group\((\d)\) @binding\((\d+)\) var<storage, (\w+)> (\w+)", text)
+        found = re.findall(r"@group\((\d)\) @binding\((.+?)\) var<storage, (\w+)> (\w+)", text)
         assert [int(group) for group, *_ in found] == [0] * len(found), kernel.label
-        assert [int(binding) for _, binding, *_ in found] == list(range(n_in + n_out)), kernel.label
+        assert len(found) == n_in + n_out, kernel.label
+        # Some are computed; the driver checks them against the layout when the kernel is compiled.
+        plain = [(i, int(binding)) for i, (_, binding, *_) in enumerate(found) if binding.isdigit()]
+        assert plain, kernel.label
+        assert all(i == binding for i, binding in plain), kernel.label
         assert [access for *_, access, _ in found] == ["read"] * n_in + ["read_write"] * n_out, kernel.label
 
 
 def test_bindings_are_listed_in_order(kernels, rendered):
     for kernel in kernels:
         text = rendered[kernel]
-        names = re.findall(r"@binding\(\d+\) var<storage, \w+> (\w+)", text)
+        names = re.findall(r"@binding\(.+?\) var<storage, \w+> (\w+)", text)
         listed = re.search(r"Bindings: ([^.]*?)\.(?: |$)", text.replace("\n//", " "), re.MULTILINE)
         assert listed, kernel.label
         at = -1
