@@ -6,10 +6,13 @@
 // BIAS, ACT, RESIDUAL: y = ACT(sum + bias[f]) + residual[t, f].
 // GLU: weight is [gate; up] and y = silu(gate x) * (up x): half of a thread's rows are gates.
 // EXPERTS: row s of y is expert ids[s] of weight [E, F, D] for row s / SLOTS_PER_X of x; with GLU weight is [2 E, F, D].
+// RANK: the ids are made of the router's logits first (lib/rank.wgsl), by every workgroup; the first of each row writes its id
+// and its weight for others.
 // GATHER: a row is SLOTS pieces: y[t, f] = sum_k shares[t, k] * weight[ids[t, k], f] . x[t * SLOTS + k], so that D is SLOTS times
 // the width of x.
-// Bindings: weight, x or quants, state, norm or scales or ids or third, shares or totals or fourth, residual or bias or ids or
-// fifth, y, [h]. Third to fifth are the state once more, where there is nothing else to bind. Called by ops/pair_matvec.py.
+// Bindings: weight, x or quants, state, norm or scales or ids or logits or third, shares or totals or fourth, residual or bias or
+// ids or fifth, y, [h], [ids, shares]. Third to fifth are the state once more, where there is nothing else to bind; RANK has no
+// fourth and fifth. Called by ops/pair_matvec.py.
 //# if WEIGHT in ("f32", "f16", "bf16")
 //# include "lib/pair_float.wgsl"
 //# else
@@ -17,6 +20,9 @@
 //# include "lib/pair.wgsl"
 //# endif
 //# include "lib/pair_x.wgsl"
+//# if RANK
+//# include "lib/rank.wgsl"
+//# endif
 //# if ACT != "none"
 //# include "lib/gelu.wgsl"
 //# endif
@@ -40,7 +46,12 @@ struct Slice {
 //# else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> state: array<u32>;
-//# if GATHER
+//# if RANK
+@group(0) @binding(3) var<storage, read> logits: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read_write> ids: array<u32>;
+@group(0) @binding(6) var<storage, read_write> shares: array<f32>;
+//# elif GATHER
 @group(0) @binding(3) var<storage, read> ids: array<u32>;
 @group(0) @binding(4) var<storage, read> shares: array<f32>;
 //# else
@@ -52,6 +63,7 @@ struct Slice {
 @group(0) @binding(4) var<storage, read> fourth: array<u32>;
 //# endif
 //# endif
+//# if not RANK
 //# if EXPERTS
 @group(0) @binding(5) var<storage, read> ids: array<u32>;
 //# elif RESIDUAL
@@ -62,6 +74,7 @@ struct Slice {
 @group(0) @binding(5) var<storage, read> fifth: array<u32>;
 //# endif
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
+//# endif
 //# if KEEP
 @group(0) @binding(7) var<storage, read_write> h: array<vec4<f32>>;
 //# endif
@@ -126,13 +139,19 @@ fn main(
 ) {
     let token = group.y * TOKENS;
 //# if EXPERTS
+//# if RANK
+    if (token >= state[1] * SLOTS) {
+        return;
+    }
+//# else
     let expert = ids[token];
     let first_expert = select(slice.first, 0u, GLU);
     if (token >= state[1] * SLOTS || expert < first_expert || expert >= first_expert + select(slice.count, E, GLU)) {
         return;
     }
-    let rows = F;
     let base = (expert - first_expert) * F;
+//# endif
+    let rows = F;
     let ups = E * F;
     let column = 0u;
     let last = token;
@@ -168,6 +187,12 @@ fn main(
             held[2u * s] = x[from_x];
             held[2u * s + 1u] = x[from_x + 1u];
         }
+//# endif
+//# if RANK
+    }
+    let expert = ranked(token / SLOTS, token % SLOTS, tid);
+    let base = expert * F;
+    if (state[1] != 0u) {
 //# endif
         for (var r = 0u; r < ROWS; r++) {
             pairs[r] = load_pair(pair_at(base, at[r], min(lane, PAIRS - 1u), token));
@@ -321,6 +346,12 @@ fn main(
                 h[(token + t) * (D / 4u) + i] = norm[i] * (x[(token + t) * (D / 4u) + i] * norm_scale(t));
             }
         }
+    }
+//# endif
+//# if RANK
+    if (group.x + group.z + tid == 0u) {
+        ids[token] = expert;
+        shares[token] = share(token / SLOTS, token % SLOTS);
     }
 //# endif
 }

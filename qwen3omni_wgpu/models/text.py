@@ -317,8 +317,10 @@ def few_experts(plan: Plan, model: TextModel, i: int, x: Tensor, norm: Norm) -> 
     """`experts` of one or two tokens with the norm before and the addition after them: x [N, D] -> [N, D]."""
     c = model.config
     router, gate_up, down, always = _expert_weights(model, i)
-    h, ids, weights = ops.moe_route(plan, x, router, c.n_experts_used, c.norm_topk, norm=norm, always=always)
-    return ops.moe_down(plan, ops.moe_swiglu(plan, h, gate_up, ids), down, ids, weights, residual=x)
+    hidden, ids, weights = ops.moe_route_swiglu(
+        plan, x, router, gate_up, c.n_experts_used, c.norm_topk, norm=norm, always=always
+    )  # [N * (K + always), F], and [N, K + always] each
+    return ops.moe_down(plan, hidden, down, ids, weights, residual=x)
 
 
 def _expert_weights(model: TextModel, i: int) -> tuple[Tensor, list[Tensor], Tensor, int]:

@@ -11,7 +11,7 @@ from .guard import ShapeError, values
 from .matmul import Variant, matmul, matmul_joined, matmul_swiglu, moe_matmul, quantize_q8
 from .moe import moe_combine, moe_gate
 from .moe_experts import moe_down, moe_swiglu
-from .moe_route import moe_route
+from .moe_route import moe_route, moe_route_swiglu
 from .moe_sort import moe_sort
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .pick import pick, top_k
@@ -51,6 +51,7 @@ __all__ = [
     "moe_gate",
     "moe_matmul",
     "moe_route",
+    "moe_route_swiglu",
     "moe_sort",
     "moe_swiglu",
     "penalize",

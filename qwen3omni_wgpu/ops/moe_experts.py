@@ -56,12 +56,17 @@ def moe_swiglu(
     packed = is_packed(plan, w)
 
     def twin(_: int, n_tokens: int, x: np.ndarray, w: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
-        ids = ids[:n_tokens]
-        x = reference.quantize_dequantize_q8(x[: len(ids)]) if packed else x[: len(ids)]
-        return [swiglu_twin(*(reference.moe_matmul(x, half, ids) for half in (w[:e], w[e:])))]
+        return [few_swiglu_twin(x, w, ids[:n_tokens], packed)]
 
     plan.check(twin, [x, w, ids], [y], TOLERANCE_Q8 if packed else TOLERANCE)
     return y
+
+
+def few_swiglu_twin(x: np.ndarray, w: np.ndarray, ids: np.ndarray, packed: bool) -> np.ndarray:
+    """Of w [2 E, F, D] and the tokens that ids [N, K] has: [N * K, F]."""
+    x, e = x[: len(ids)], len(w) // 2
+    x = reference.quantize_dequantize_q8(x) if packed else x
+    return swiglu_twin(*(reference.moe_matmul(x, half, ids) for half in (w[:e], w[e:])))
 
 
 def moe_down(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..gpu import Kernel, NumericalError, Plan, Tensor
 from ..reference import moe as reference
 from ..reference.elementwise import softmax
 from ..reference.norm import rms_norm
+from . import pairs
 from .fused import MOST_TOKENS, Norm, normed, workgroup_bytes
 from .fused import fits as fits_around
 from .guard import WEIGHTS, expect, require, workgroup_for
 from .matmul import matmul
 from .moe import moe_gate
+from .moe_experts import few_swiglu_twin, moe_swiglu
 from .pair_matvec import Around, pair_matvec
-from .variant import TOLERANCE, Variant, is_packed, variant_for
+from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for
 
 # Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a unit reads some 50 GB/s.
 LARGE = 1 << 18
+# Experts that every workgroup of the experts' matvec may rank: it compares each with each.
+MOST_RANKED = 256
 
 
 def moe_route(
@@ -32,16 +38,10 @@ def moe_route(
     CPU; of large ones norm and matmul are one dispatch, by `variant`, and moe_gate is another; else each has its own.
     """
     op = "moe_route"
-    expect(op, router, (None, None), WEIGHTS)
-    width, d = router.shape
-    expect(op, x, (None, d))
-    n, e = x.shape[0], width - 1 if always else width
-    require(op, 0 < k <= min(e, 256), f"top-{k} of {e} experts")
-    require(op, d % 32 == 0, f"{router.name} has rows of {d}, not a multiple of 32")
-    if norm is not None:
-        expect(op, norm[0], (d,))
-    if norm is not None and (variant or _large(plan, router)) and fits_around(plan, x, [router], variant):
-        h, logits = _logits(plan, x, router, norm, variant or variant_for(plan, "fused", router, n, width, d))
+    e = _expect(op, x, router, k, norm, always)
+    n, (width, d) = x.shape[0], router.shape
+    if norm is not None and _apart(plan, x, router, variant):
+        h, logits = _logits(plan, x, router, norm, variant)
         return h, *moe_gate(plan, logits, k, renormalise, always)
     largest = 512 if plan.device.limits["max-compute-invocations-per-workgroup"] >= 512 else 256
     wg, lanes = workgroup_for(plan.device, 8 * width, largest), 1 if plan.device.info.software else 8
@@ -83,14 +83,82 @@ def moe_route(
     return h, ids, weights
 
 
-def _large(plan: Plan, router: Tensor) -> bool:
-    """Whether a router takes more than one of a GPU's units to be read in good time."""
-    return not plan.device.info.software and router.nbytes >= LARGE and not is_packed(plan, router)
+def moe_route_swiglu(
+    plan: Plan, x: Tensor, router: Tensor, gate_up: Sequence[Tensor], k: int, renormalise: bool, *,
+    norm: Norm | None = None, always: int = 0, variant: Variant | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """moe_route, then moe_swiglu of its h: x [N, D] -> ([N * (K + always), F], ids and weights [N, K + always]).
+
+    gate_up: as moe_swiglu takes it, with the `always` experts behind the others. Where moe_route would be two
+    dispatches, a large router's on a GPU, the experts' makes the choice: each of its workgroups ranks the logits.
+    """
+    op = "moe_route_swiglu"
+    e = _expect(op, x, router, k, norm, always)
+    for w in gate_up:
+        expect(op, w, (2 * (e + always) // len(gate_up), None, router.shape[1]), WEIGHTS)
+    how = _ranking(plan, x, router, gate_up, k, always, variant) if norm is not None and renormalise else None
+    if norm is None or how is None:
+        h, ids, shares = moe_route(plan, x, router, k, renormalise, norm=norm, always=always, variant=variant)
+        return moe_swiglu(plan, h, gate_up, ids, variant=variant), ids, shares
+    h, logits = _logits(plan, x, router, norm, variant)
+    w, (n, slots) = gate_up[0], (x.shape[0], k + always)
+    ids = plan.empty((n, slots), "u32", f"{router.name}.ids")
+    shares = plan.empty((n, slots), "f32", f"{router.name}.weights")
+    y = plan.empty((n * slots, w.shape[1]), "f32", f"{w.name}.swiglu")
+    around = Around(glu=True, ids=ids, shares=shares, per_x=slots, logits=logits, always=always)
+    pair_matvec(plan, "moe_swiglu", h, w, y, 0, how, around)
+    packed = is_packed(plan, w)
+
+    def twin(_: int, n_tokens: int, h: np.ndarray, w: np.ndarray, logits: np.ndarray) -> list[np.ndarray]:
+        wanted, weights = reference.moe_gate(logits[:n_tokens], k, renormalise, always)
+        return [few_swiglu_twin(h, w, wanted, packed), wanted, weights]
+
+    # Of ids the next one is at least 1 / 256 of the largest away.
+    plan.check(twin, [h, w, logits], [y, ids, shares], TOLERANCE_Q8 if packed else TOLERANCE)
+    return y, ids, shares
 
 
-def _logits(plan: Plan, x: Tensor, router: Tensor, norm: Norm, variant: Variant) -> tuple[Tensor, Tensor]:
+def _expect(op: str, x: Tensor, router: Tensor, k: int, norm: Norm | None, always: int) -> int:
+    """The number of experts to choose from; ShapeError where something does not go together."""
+    expect(op, router, (None, None), WEIGHTS)
+    width, d = router.shape
+    expect(op, x, (None, d))
+    e = width - 1 if always else width
+    require(op, 0 < k <= min(e, 256), f"top-{k} of {e} experts")
+    require(op, d % 32 == 0, f"{router.name} has rows of {d}, not a multiple of 32")
+    if norm is not None:
+        expect(op, norm[0], (d,))
+    return e
+
+
+def _apart(plan: Plan, x: Tensor, router: Tensor, variant: Variant | None) -> bool:
+    """Whether the router's matmul has a dispatch of its own: it takes more than one of a GPU's units to be read."""
+    large = not plan.device.info.software and router.nbytes >= LARGE and not is_packed(plan, router)
+    return (variant is not None or large) and fits_around(plan, x, [router], variant)
+
+
+def _ranking(
+    plan: Plan, x: Tensor, router: Tensor, gate_up: Sequence[Tensor], k: int, always: int, variant: Variant | None
+) -> Variant | None:
+    """How the experts' matvec goes, if it can rank the logits itself."""
+    w, (n, d) = gate_up[0], x.shape
+    e = router.shape[0]
+    if n > MOST_TOKENS or e > MOST_RANKED or len(gate_up) > 1 or len(w.parts) > 1:
+        return None
+    slots = k + always
+    how = variant or variant_for(plan, "moe_swiglu", w, 1, 2 * w.shape[1] * slots, d, k=slots)
+    if how.shader != pairs.SHADER or not _apart(plan, x, router, variant) or not fits_around(plan, x, gate_up, how):
+        return None
+    size = how.lanes, how.rows, 1, how.workgroup
+    ranks = 4 * (8 * (e + how.workgroup) + slots)  # lib/rank.wgsl; more than it takes
+    room = plan.device.limits["max-compute-workgroup-storage-size"]
+    return how if pairs.workgroup_bytes(size, is_packed(plan, w), d, n) + ranks <= room else None
+
+
+def _logits(plan: Plan, x: Tensor, router: Tensor, norm: Norm, variant: Variant | None) -> tuple[Tensor, Tensor]:
     """h = norm(x) and h router^T in one dispatch of many workgroups, the first of which writes h."""
     n, (width, d) = x.shape[0], router.shape
+    variant = variant or variant_for(plan, "fused", router, n, width, d)
     h, logits = plan.empty((n, d), "f32", f"{router.name}.h"), plan.empty((n, width), "f32", f"{router.name}.logits")
     pair_matvec(plan, "moe_route", x, router, logits, 0, variant, Around(norm=norm, keep=h))
 

@@ -28,6 +28,13 @@ class Around:
     shares: Tensor | None = None  # [N, K]: their weights, where their outputs are to be added
     per_x: int = 1  # rows of y that read the same row of x
     keep: Tensor | None = None  # [N, D], with a norm: where its result goes, for others that read it
+    # [N, E], or [N, E + 1] with `always` experts more: of these ids and shares are made first, as moe_gate has them
+    logits: Tensor | None = None
+    always: int = 0
+
+    @property
+    def gather(self) -> bool:
+        return self.shares is not None and self.logits is None
 
 
 def pair_matvec(
@@ -41,14 +48,15 @@ def pair_matvec(
     if variant.shader == row_chunks.SHADER:
         assert isinstance(x, Tensor)  # it takes float32 alone
         return row_matvec(plan, op, x, w, y, column, variant, around)
-    ids, glu, gather = around.ids, around.glu, around.shares is not None
+    ids, glu, gather = around.ids, around.glu, around.gather
     apart = ids is not None and not glu and not gather  # parts of the weight hold some of the experts each
     require(op, pairs.in_pairs(w.shape[-1]), f"{w.name} has rows of {w.shape[-1]}, not a multiple of 64")
     rows, width = y.shape
     params = _params(w, y, is_packed(plan, w), isinstance(x, Tensor), variant, around)
     parted = len(w.parts) > 1
     inputs = _inputs(plan, x, around)
-    outputs_to = [y] if around.keep is None else [y, around.keep]
+    made = [around.keep] if around.logits is None else [ids, around.shares]
+    outputs_to = [y, *(tensor for tensor in made if tensor is not None)]
     each = variant.workgroup // variant.lanes * (int(params["ROWS"]) // (2 if glu else 1))
     limit = plan.device.limits["max-compute-workgroups-per-dimension"]
     # Of E experts a step reads at most as many different ones as it has slots.
@@ -77,7 +85,7 @@ def _params(
     w: Tensor, y: Tensor, packed: bool, floats: bool, variant: Variant, around: Around
 ) -> dict[str, int | float | bool | str]:
     """The kernel's constants; `floats`: x comes as such."""
-    ids, gather = around.ids, around.shares is not None
+    ids, gather = around.ids, around.gather
     slots = ids.shape[1] if ids is not None else 1
     params: dict[str, int | float | bool | str] = {"WEIGHT": w.dtype, "PACKED": packed, "WIDTH": y.shape[1]}
     params["STAGED"] = floats and (packed or around.norm is not None or gather)
@@ -91,6 +99,9 @@ def _params(
     params["ROWS"] = max(2, variant.rows) if around.glu else variant.rows  # half of the rows are gates
     if around.norm is not None:
         params["EPS"] = float(around.norm[1])
+    params["RANK"] = around.logits is not None
+    if around.logits is not None:
+        params |= {"ALWAYS": around.always, "CHOICES": around.logits.shape[1] - (around.always > 0)}
     if ids is None:  # one kernel for all parts of a matrix
         params |= {"F": 0, "E": 0}
     return params
@@ -101,6 +112,9 @@ def _inputs(plan: Plan, x: Tensor | tuple[Tensor, ...], around: Around) -> list[
     found: list[Tensor | None] = [x, plan.state, None, None, None] if isinstance(x, Tensor) else []
     if isinstance(x, tuple):
         found = [x[0], plan.state, x[1], x[2], None]
+    if around.logits is not None:
+        assert isinstance(x, Tensor)  # nothing else comes with it
+        return [x, plan.state, around.logits]
     if around.norm is not None:
         found[2] = around.norm[0]
     if around.shares is not None:

@@ -113,6 +113,70 @@ def test_experts_are_there_whatever_the_numbers_are(device, wrong):
 FOR_GPUS = Variant(**PAIRS[0])
 
 
+def ranked(device: Device, x: np.ndarray, router: np.ndarray, k: int, always: int) -> list[np.ndarray]:
+    """Ids and weights of x, whose norm is the plain one, as the experts' matvec of GPUs makes them."""
+    plan, d = Plan(device), x.shape[1]
+    tensors = [Tensor.from_numpy(device, array.astype(np.float32), name) for name, array in (("x", x), ("w", router))]
+    norm = Tensor.from_numpy(device, np.ones(d, np.float32), "norm"), 1e-6
+    count = len(router) - (always > 0) + always
+    gate_up = [weight(plan, np.random.default_rng(), (2 * count, 8, d), "q8_0")]
+    _, *made = ops.moe_route_swiglu(plan, *tensors, gate_up, k, True, norm=norm, always=always, variant=FOR_GPUS)
+    assert [step.op for step in plan.steps] == ["moe_route", "moe_swiglu"]
+    plan.finish(keep=made).run()
+    found = [tensor.numpy() for tensor in made]
+    plan.free()
+    return found
+
+
+@pytest.mark.parametrize("e", [11, 67, 200])
+def test_of_equal_experts_the_lower_come_first_whoever_ranks_them(device, e):
+    """Equal ones within four neighbours and apart, in the order of their ids."""
+    rng = np.random.default_rng()
+    order = rng.permutation(e)
+    size = np.sort(rng.integers(-2, 3, e))[::-1]  # many are equal
+    router = np.zeros((e, 64))
+    router[order] = size[:, None] / 64
+    ids, weights = ranked(device, np.ones((2, 64)), router, 10, 0)
+    expected = np.argsort(-router[:, 0], kind="stable")[:10]
+    assert ids.tolist() == [expected.tolist()] * 2
+    shares = np.exp(64 * router[expected, 0])
+    np.testing.assert_allclose(weights, [shares / shares.sum()] * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_ranked_experts_are_there_whatever_the_numbers_are(device, wrong):
+    x, router = np.random.default_rng().standard_normal((2, 64)), np.random.default_rng().standard_normal((12, 64))
+    x[1, 7] = wrong
+    router[3, 5] = wrong
+    ids, _ = ranked(device, x, router, 4, 2)
+    assert ids[:, 4:].tolist() == [[11, 12]] * 2
+    for row in ids[:, :4]:
+        assert len(set(row.tolist())) == 4
+        assert row.max() < 11
+
+
+def test_what_the_experts_rank(device):
+    """One tensor of gates and ups, a norm, and shares that sum to 1; else the ids are there before."""
+    plan, rng = Plan(device), np.random.default_rng()
+    w = {"norm": (plan.empty((64,), "f32", "norm"), 1e-6), "variant": FOR_GPUS}
+    router = {e: weight(plan, rng, (e, 64), "f32", "router") for e in (8, 257)}
+    both = {e: [weight(plan, rng, (2 * e, 8, 64), "q8_0")] for e in (8, 257)}
+    apart = [weight(plan, rng, (8, 8, 64), "q8_0") for _ in range(2)]
+    made = {n: plan.empty((n, 64), "f32", "x") for n in (1, 3)}
+
+    def steps(n: int, e: int, gate_up: list[Tensor] | None = None, renormalise: bool = True, **how: Any) -> list[str]:
+        plan.steps.clear()
+        ops.moe_route_swiglu(plan, made[n], router[e], gate_up or both[e], 2, renormalise, **how)
+        return [step.op for step in plan.steps]
+
+    assert steps(1, 8, **w) == ["moe_route", "moe_swiglu"]
+    assert steps(1, 8, renormalise=False, **w) == ["moe_route", "moe_gate", "moe_swiglu"]
+    assert steps(1, 257, **w) == ["moe_route", "moe_gate", "moe_swiglu"]
+    assert steps(1, 8, apart, **w) == ["moe_route", "moe_gate", "moe_matmul", "moe_matmul", "swiglu"]
+    assert "moe_gate" in steps(3, 8, norm=w["norm"])
+    assert steps(1, 8, norm=w["norm"]) == ["moe_route", "moe_swiglu"]  # a small router ranks, too
+
+
 @pytest.mark.parametrize("variant", [None, FOR_GPUS], ids=["rule", "for GPUs"])
 def test_experts_that_are_not_there_add_nothing(device, variant):
     plan, rng = Plan(device), np.random.default_rng()

@@ -111,6 +111,16 @@ CALLS: dict[str, list[tuple[Callable[[Plan, Door], object], str]]] = {
         (lambda p, t: ops.moe_route(p, t("h", 1, 64), t("router", 8, 64), 2, True, norm=(t("norm", 8), 1e-6)),
          "moe_route: norm is f32 [8], expected f32 [64]"),
     ],
+    "moe_route_swiglu": [
+        (lambda p, t: ops.moe_route_swiglu(p, t("h", 1, 64), t("router", 8, 64), [t("exps", 16, 64)], 2, True),
+         "moe_route_swiglu: exps is f32 [16, 64], expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [16, any, 64]"),
+        (lambda p, t: ops.moe_route_swiglu(p, t("h", 1, 64), t("router", 8, 64), [t("exps", 14, 8, 64)], 2, True),
+         "moe_route_swiglu: exps is f32 [14, 8, 64], "
+         "expected f32 or f16 or bf16 or q8_0 or q4_0 or q4_1 [16, any, 64]"),
+        (lambda p, t: ops.moe_route_swiglu(p, t("h", 1, 64), t("router", 8, 64), [t("exps", 16, 8, 64)], 8, True,
+                                           always=1),
+         "moe_route_swiglu: top-8 of 7 experts"),
+    ],
     "quantize_q8": [
         (lambda p, t: ops.quantize_q8(p, t("h", 64)), "quantize_q8: h is f32 [64], expected f32 [any, any]"),
         (lambda p, t: ops.quantize_q8(p, t("h", 2, 40)), "quantize_q8: h has rows of 40, not a multiple of 32"),

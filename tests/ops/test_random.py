@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor, nbytes_of
-from qwen3omni_wgpu.ops.cases import AFTER, BUILDERS, GROUPED, QUANTISED, TILES, TYPES, VARIANTS
+from qwen3omni_wgpu.ops.cases import AFTER, BUILDERS, GROUPED, PAIRS, QUANTISED, TILES, TYPES, VARIANTS
 from qwen3omni_wgpu.reference import attention as attention_twin
 from qwen3omni_wgpu.reference import elementwise as elementwise_twin
 from qwen3omni_wgpu.reference import moe as moe_twin
@@ -102,6 +102,15 @@ def moe_routes(draw: st.DrawFn) -> dict[str, Any]:
     norm = draw(st.booleans())
     flags = {"renormalise": draw(st.booleans()), "norm": norm, "always": 2 if norm else 0}
     return {"type": draw(st.sampled_from(("f32", "q8_0"))), **shapes, **flags}
+
+
+@st.composite
+def moe_route_swiglus(draw: st.DrawFn) -> dict[str, Any]:
+    e, k = draw(st.sampled_from(((1, 1), (9, 9), (130, 6))))
+    n, variant = draw(st.sampled_from(((1, None), (4, None), (1, PAIRS[0]), (2, PAIRS[1]))))
+    shapes = {"n": n, "e": e, "k": k, "f": 32, "d": draw(st.sampled_from((64, 192)))}
+    how = {"always": draw(st.sampled_from((0, 2))), "act": draw(st.sampled_from(("f32", "q8"))), "variant": variant}
+    return {"type": draw(st.sampled_from(("q8_0", "q4_1"))), **shapes, "renormalise": draw(st.booleans()), **how}
 
 
 @st.composite
@@ -286,6 +295,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "moe_swiglu": moe_swiglus(),
     "moe_down": moe_downs(),
     "moe_route": moe_routes(),
+    "moe_route_swiglu": moe_route_swiglus(),
     "moe_sort": moe_sorts(),
     "quantize_q8": rows(9, blocks(20)),
     "embed": st.fixed_dictionaries(

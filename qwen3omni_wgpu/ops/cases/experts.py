@@ -10,7 +10,7 @@ from ...gpu import Plan, Tensor
 from ..matmul import moe_matmul
 from ..moe import moe_combine, moe_gate
 from ..moe_experts import moe_down, moe_swiglu
-from ..moe_route import moe_route
+from ..moe_route import moe_route, moe_route_swiglu
 from ..moe_sort import moe_sort
 from .case import Builder, Case, case
 from .make import (
@@ -73,6 +73,18 @@ def _moe_route(
     return list(moe_route(plan, x, router, k, renormalise, norm=before, always=always, variant=how))
 
 
+def _moe_route_swiglu(
+    plan: Plan, rng: Rng, type: str, n: int, k: int, e: int, f: int, d: int, renormalise: bool = True,
+    always: int = 0, act: str = "f32", variant: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    plan.activations = act
+    before = norm_of(plan, rng, d)
+    router = weight(plan, rng, (e + (always > 0), d), "f32", "router")
+    gate_up, how = [weight(plan, rng, (2 * (e + always), f, d), type)], variant_of(variant)
+    x = normal(plan, rng, n, d)
+    return list(moe_route_swiglu(plan, x, router, gate_up, k, renormalise, norm=before, always=always, variant=how))
+
+
 def _moe_gate(plan: Plan, rng: Rng, n: int, e: int, k: int, renormalise: bool, always: int = 0) -> list[Tensor]:
     return list(moe_gate(plan, normal(plan, rng, n, e + (always > 0), scale=2.0), k, renormalise, always))
 
@@ -93,6 +105,7 @@ BUILDERS: dict[str, Builder] = {
     "moe_swiglu": _moe_swiglu,
     "moe_down": _moe_down,
     "moe_route": _moe_route,
+    "moe_route_swiglu": _moe_route_swiglu,
     "moe_sort": _moe_sort,
     "moe_gate": _moe_gate,
     "moe_combine": _moe_combine,
@@ -150,6 +163,13 @@ CASES: tuple[Case, ...] = (
       for t, e, k, d, r, no in (("f32", 8, 2, 64, False, False), ("bf16", 300, 5, 96, True, True),
                                 ("q8_0", 48, 48, 64, False, True), ("q4_1", 7, 1, 32, True, False))),
     case("moe_route", type="f32", n=2, e=37, k=4, d=192, norm=True, always=2, variant=PAIRS[0]),
+    *(case("moe_route_swiglu", type=t, n=n, k=k, e=e, f=f, d=d, always=a, act=act, variant=v)
+      for t, n, k, e, f, d, a, act, v in (("q8_0", 1, 8, 128, 20, 64, 0, "q8", PAIRS[0]),
+                                          ("q8_0", 2, 3, 37, 42, 192, 2, "f32", PAIRS[3]),
+                                          ("q4_0", 2, 1, 1, 30, 64, 1, "q8", PAIRS[1]),
+                                          ("f16", 1, 5, 6, 32, 128, 0, "f32", PAIRS[2]),
+                                          ("q4_1", 2, 2, 9, 32, 96, 1, "f32", None))),
+    *(case("moe_route_swiglu", True, type="q8_0", n=1, k=8, e=128, f=768, d=2048, act=a) for a in ("f32", "q8")),
     *(case("moe_gate", n=n, e=e, k=k, renormalise=True, always=a) for n, e, k, a in ((1, 128, 6, 2), (3, 8, 8, 1))),
     *(case("moe_gate", n=n, e=e, k=k, renormalise=r)
       for n, e, k, r in ((1, 128, 8, True), (5, 128, 6, True), (3, 8, 2, False), (2, 48, 4, True), (1, 300, 5, True))),
