@@ -155,6 +155,25 @@ def test_ranked_experts_are_there_whatever_the_numbers_are(device, wrong):
         assert row.max() < 11
 
 
+def test_padding_is_not_ranked(device):
+    """Of two tokens one counts: the other's slots keep what was in them."""
+    plan, rng = Plan(device), np.random.default_rng()
+    plan.state = Tensor.from_numpy(device, np.array([0, 1], np.uint32), "state")
+    x, norm = normal(plan, rng, 2, 64), (normal(plan, rng, 64, name="norm"), 1e-6)
+    router, gate_up = weight(plan, rng, (9, 64), "f32", "router"), [weight(plan, rng, (18, 8, 64), "q8_0")]
+    made = ops.moe_route_swiglu(plan, x, router, gate_up, 3, True, norm=norm, variant=FOR_GPUS)
+    plan.finish(keep=made)
+    for tensor in made:
+        tensor.fill(7)
+    before = [tensor.numpy() for tensor in made]
+    plan.run()
+    for tensor, was in zip(made, before, strict=True):
+        rows = len(was) // 2
+        assert (tensor.numpy()[:rows] != was[:rows]).all()
+        np.testing.assert_array_equal(tensor.numpy()[rows:], was[rows:])
+    plan.free()
+
+
 def test_what_the_experts_rank(device):
     """One tensor of gates and ups, a norm, and shares that sum to 1; else the ids are there before."""
     plan, rng = Plan(device), np.random.default_rng()
