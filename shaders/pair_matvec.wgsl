@@ -10,9 +10,8 @@
 // and its weight for others.
 // GATHER: a row is SLOTS pieces: y[t, f] = sum_k shares[t, k] * weight[ids[t, k], f] . x[t * SLOTS + k], so that D is SLOTS times
 // the width of x.
-// Bindings: weight, x or quants, state, norm or scales or ids or logits or third, shares or totals or fourth, residual or bias or
-// ids or fifth, y, [h], [ids, shares]. Third to fifth are the state once more, where there is nothing else to bind; RANK has no
-// fourth and fifth. Called by ops/pair_matvec.py.
+// Bindings: weight, x or quants, state, [norm or scales or logits or ids, shares or totals], [residual or bias or ids], y, [h],
+// [ids, shares]. Called by ops/pair_matvec.py, which counts what comes before y: Y_AT.
 //# if WEIGHT in ("f32", "f16", "bf16")
 //# include "lib/pair_float.wgsl"
 //# else
@@ -46,37 +45,28 @@ struct Slice {
 //# else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> state: array<u32>;
-//# if RANK
+//# if NORM
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
+//# elif RANK
 @group(0) @binding(3) var<storage, read> logits: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-@group(0) @binding(5) var<storage, read_write> ids: array<u32>;
-@group(0) @binding(6) var<storage, read_write> shares: array<f32>;
 //# elif GATHER
 @group(0) @binding(3) var<storage, read> ids: array<u32>;
 @group(0) @binding(4) var<storage, read> shares: array<f32>;
-//# else
-//# if NORM
-@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;
-//# else
-@group(0) @binding(3) var<storage, read> third: array<u32>;
-//# endif
-@group(0) @binding(4) var<storage, read> fourth: array<u32>;
 //# endif
 //# endif
-//# if not RANK
-//# if EXPERTS
-@group(0) @binding(5) var<storage, read> ids: array<u32>;
+//# if EXPERTS and not RANK
+@group(0) @binding(Y_AT - 1u) var<storage, read> ids: array<u32>;
 //# elif RESIDUAL
-@group(0) @binding(5) var<storage, read> residual: array<f32>;
+@group(0) @binding(Y_AT - 1u) var<storage, read> residual: array<f32>;
 //# elif BIAS
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
-//# else
-@group(0) @binding(5) var<storage, read> fifth: array<u32>;
+@group(0) @binding(Y_AT - 1u) var<storage, read> bias: array<f32>;
 //# endif
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
-//# endif
+@group(0) @binding(Y_AT) var<storage, read_write> y: array<f32>;
 //# if KEEP
-@group(0) @binding(7) var<storage, read_write> h: array<vec4<f32>>;
+@group(0) @binding(Y_AT + 1u) var<storage, read_write> h: array<vec4<f32>>;
+//# elif RANK
+@group(0) @binding(Y_AT + 1u) var<storage, read_write> ids: array<u32>;
+@group(0) @binding(Y_AT + 2u) var<storage, read_write> shares: array<f32>;
 //# endif
 //# if PARTS
 var<immediate> slice: Slice;

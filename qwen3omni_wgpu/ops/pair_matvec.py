@@ -55,6 +55,7 @@ def pair_matvec(
     params = _params(w, y, is_packed(plan, w), isinstance(x, Tensor), variant, around)
     parted = len(w.parts) > 1
     inputs = _inputs(plan, x, around)
+    params["Y_AT"] = 1 + len(inputs)
     made = [around.keep] if around.logits is None else [ids, around.shares]
     outputs_to = [y, *(tensor for tensor in made if tensor is not None)]
     each = variant.workgroup // variant.lanes * (int(params["ROWS"]) // (2 if glu else 1))
@@ -108,18 +109,13 @@ def _params(
 
 
 def _inputs(plan: Plan, x: Tensor | tuple[Tensor, ...], around: Around) -> list[Tensor]:
-    """The kernel's bindings 1 to 5; the state stands for those that it has not."""
-    found: list[Tensor | None] = [x, plan.state, None, None, None] if isinstance(x, Tensor) else []
-    if isinstance(x, tuple):
-        found = [x[0], plan.state, x[1], x[2], None]
-    if around.logits is not None:
-        assert isinstance(x, Tensor)  # nothing else comes with it
-        return [x, plan.state, around.logits]
-    if around.norm is not None:
-        found[2] = around.norm[0]
-    if around.shares is not None:
-        found[2:4] = [around.ids, around.shares]
-    found[4] = around.residual if around.residual is not None else around.bias
-    if around.shares is None and around.ids is not None:
-        found[4] = around.ids
-    return [plan.state if tensor is None else tensor for tensor in found]
+    """The kernel's bindings between the weight and y."""
+    first, *more = x if isinstance(x, tuple) else (x,)
+    norm = around.norm[0] if around.norm is not None else None
+    found = [first, plan.state, *more, norm, around.logits]
+    if around.gather:
+        found += [around.ids, around.shares]
+    found += [around.residual, around.bias]
+    if not around.gather and around.logits is None:
+        found.append(around.ids)
+    return [tensor for tensor in found if tensor is not None]
