@@ -199,7 +199,9 @@ def test_a_cache_of_8_bits_is_near_one_of_16(arch, tmp_path, device):
     assert 1e-5 < np.linalg.norm(blocks.logits(ids) - logits) / np.linalg.norm(logits) < 1e-2
     found = [decode_logprobs(engine, ids, 1)[0] for engine in (half, blocks)]
     # One token's largest error is worse than the mean, and the log-softmax may double it.
-    assert max(abs(found[0][token] - found[1][token]) for token in found[0]) < 4e-2 * np.abs(logits).max()
+    both = found[0].keys() & found[1].keys()  # of all that are asked for, the least likely may differ
+    assert len(both) > len(found[0]) // 2
+    assert max(abs(found[0][token] - found[1][token]) for token in both) < 4e-2 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
