@@ -316,6 +316,11 @@ fn stage_x(token0: u32, b0: u32, tid: u32) {
 //# if WEIGHT != "q8_0"
             x_totals[d * TILE_T + at] = totals[block];
 //# endif
+        } else { // the weights are 0 there, but what memory holds at first may be no number
+            x_scales[d * TILE_T + at] = vec4<f32>();
+//# if WEIGHT != "q8_0"
+            x_totals[d * TILE_T + at] = 0.0;
+//# endif
         }
     }
 //# else
@@ -325,6 +330,8 @@ fn stage_x(token0: u32, b0: u32, tid: u32) {
         if (b0 + j / 8u < BLOCKS) {
             let column = min(b0 * 8u + j, D / 4u - 1u); // beyond the end: times 0
             x_tile[j * TILE_T + at] = x[x_row(token0, at) * (D / 4u) + column];
+        } else { // the weights are 0 there, but what memory holds at first may be no number
+            x_tile[j * TILE_T + at] = vec4<f32>();
         }
     }
 //# endif
