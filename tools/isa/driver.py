@@ -152,9 +152,9 @@ def _shim() -> Path:
 
 def _loader() -> str:
     """Path of the real Vulkan loader."""
-    listed = (
-        subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout if shutil.which("ldconfig") else ""
-    )
+    # Debian's users have no sbin in their PATH.
+    ldconfig = shutil.which("ldconfig", path=os.pathsep.join([os.environ.get("PATH", ""), "/sbin", "/usr/sbin"]))
+    listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True).stdout if ldconfig else ""
     paths = [line.rpartition("=> ")[2] for line in listed.split("\n") if "libvulkan.so.1 " in line]
     matching = [path for path in paths if platform.machine() in path or "lib32" not in path]
     if not matching:
