@@ -85,8 +85,8 @@ def few_experts(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def moe_swiglus(draw: st.DrawFn) -> dict[str, Any]:
-    # 32 rows of an expert: then the second half of a tensor starts at a byte where a binding may start.
-    return {**draw(few_experts()), "f": 32, "d": draw(st.sampled_from((32, 96))), "apart": draw(st.booleans())}
+    # 128 rows of an expert: then the second half of a tensor starts at a byte where a binding may start (256 at most).
+    return {**draw(few_experts()), "f": 128, "d": draw(st.sampled_from((32, 96))), "apart": draw(st.booleans())}
 
 
 @st.composite
@@ -108,7 +108,7 @@ def moe_routes(draw: st.DrawFn) -> dict[str, Any]:
 def moe_route_swiglus(draw: st.DrawFn) -> dict[str, Any]:
     e, k = draw(st.sampled_from(((1, 1), (9, 9), (130, 6))))
     n, variant = draw(st.sampled_from(((1, None), (4, None), (1, PAIRS[0]), (2, PAIRS[1]))))
-    shapes = {"n": n, "e": e, "k": k, "f": 32, "d": draw(st.sampled_from((64, 192)))}
+    shapes = {"n": n, "e": e, "k": k, "f": 64, "d": draw(st.sampled_from((64, 192)))}
     how = {"always": draw(st.sampled_from((0, 2))), "act": draw(st.sampled_from(("f32", "q8"))), "variant": variant}
     return {"type": draw(st.sampled_from(("q8_0", "q4_1"))), **shapes, "renormalise": draw(st.booleans()), **how}
 

@@ -1,5 +1,7 @@
 """Attention inside windows: how they are cut into tiles, what a query sees, and how long a window may be."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -106,7 +108,7 @@ def test_more_keys_than_the_driver_walks_through(device, monkeypatch):
 def test_it_is_right_up_to_there(hd, device):
     """llvmpipe ends a thread's loops after 65535 rounds without a word: the last key must still count."""
     most = min(most_window_keys(device, hd), device.max_binding // (4 * hd))
-    if most > 1 << 21:
+    if device.max_rounds == sys.maxsize:
         pytest.skip("this driver does not count rounds")
     keys, values = np.zeros((most, hd), np.float32), np.ones((most, hd), np.float32)
     values[-1] = most + 1.0  # the mean is 2
