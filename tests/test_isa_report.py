@@ -16,8 +16,9 @@ from isa.code import Instruction, bindings, read_program
 from isa.collect import Report, collect
 from isa.counts import BUDGET, figures, passes, waves_per_simd
 from isa.driver import NoDriver, find_driver
-from isa.kernels import Job
+from isa.kernels import VARIANTS, Job, jobs
 
+from qwen3omni_wgpu.cost import PaperDevice, load
 from qwen3omni_wgpu.gpu import Kernel
 
 HERE = Path(__file__).resolve().parent
@@ -100,6 +101,17 @@ def test_wrong_use_is_told_in_a_line(arguments, message):
     assert result.returncode == 2
     assert message in result.stderr.strip().split("\n")[-1]
     assert not result.stdout
+
+
+def test_every_candidate_can_be_recorded():
+    """On a device on paper: what `--variants all` would compile, and what the smaller lists leave out."""
+    device = PaperDevice.described(load("strix-halo").device)
+    rule, decode, every = (jobs(device, variants) for variants in VARIANTS)
+    assert {job.choice for job in rule} == {"rule"}
+    assert {job.identity for job in rule} < {job.identity for job in decode} < {job.identity for job in every}
+    tuned = {job.kernel.name for job in every if job.choice != "rule"}
+    assert {"pair_matvec", "matmul", "flash_decode", "flash_prefill"} <= tuned
+    assert not device.tuned
 
 
 # Reading what the driver prints -------------------------------------------------------------------------------------

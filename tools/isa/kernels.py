@@ -65,12 +65,12 @@ def jobs(device: Device, variants: str = "all") -> list[Job]:
     """
     found: dict[tuple[Kernel, int, int, int], Job] = {}
     recorded = [*model_plans(), *((case.name, case.dry) for case in CASES if _true_shape(case))]
-    asked: list[tuple[str, Record, list[str]]] = []
+    asked: list[tuple[str, Record, list[Problem]]] = []
     for name, record in recorded:
         device.asked.clear()
         for job in _of(name, "rule", record(device)):
             found.setdefault(job.identity, job)
-        asked.append((name, record, list(device.asked)))
+        asked.append((name, record, list(device.asked.values())))
     if variants != "rule":
         few = variants == "decode"
         for job in _others(device, [each for each in asked if not few or each[0] == PACKED_DECODE], few):
@@ -78,26 +78,19 @@ def jobs(device: Device, variants: str = "all") -> list[Job]:
     return list(found.values())
 
 
-def _others(device: Device, asked: list[tuple[str, Record, list[str]]], few: bool) -> Iterator[Job]:
+def _others(device: Device, asked: list[tuple[str, Record, list[Problem]]], few: bool) -> Iterator[Job]:
     """What else could have been chosen, problem by problem, each where it is first met. few: FEW of a problem."""
-    done: set[str] = set()
-    for name, record, keys in asked:
-        for key in keys:
-            if key in done:
+    done: set[Problem] = set()
+    for name, record, problems in asked:
+        for problem in problems:
+            if problem in done:
                 continue
-            done.add(key)
-            problem = _problem(device, record, key)
+            done.add(problem)
             options = candidates(device, problem)[1:]
             for option in options[:: -(-len(options) // FEW) if few and options else 1]:
-                device.tuned = {key: asdict(option)}
+                device.tuned = {problem.key: asdict(option)}
                 yield from _of(name, _shown(option), record(device))
     device.tuned = {}
-
-
-def _problem(device: Device, record: Record, key: str) -> Problem:
-    device.asked.clear()
-    record(device)
-    return device.asked[key]
 
 
 def _shown(option: object) -> str:
