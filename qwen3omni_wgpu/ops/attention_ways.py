@@ -104,7 +104,8 @@ def _tiles(device: Device, hd: int) -> list[Way]:
         return []
     if device.info.software:
         return [Way("tiled", rows=rows, staged=False) for rows in (8, 4)]
-    return [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in (4, 8)]
+    sizes = (4, 8) if hd % 64 == 0 else (4,)  # 8 queries of odd heads do not fit the registers of RDNA 3
+    return [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in sizes]
 
 
 def _splits(device: Device, problem: Problem) -> list[Way]:
