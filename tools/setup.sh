@@ -31,7 +31,8 @@ apt_install() {
 has_vulkan() {
   [ -n "${VK_ICD_FILENAMES:-}${VK_DRIVER_FILES:-}" ] && return 0
   local dir
-  ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1' || return 1
+  # Debian's users have no sbin in their PATH. No pipe into grep -q: it may end before ldconfig has, which pipefail takes for a failure.
+  [[ $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null) == *libvulkan.so.1* ]] || return 1
   for dir in /etc/vulkan /usr/local/etc/vulkan /usr/local/share/vulkan /usr/share/vulkan "${XDG_DATA_HOME:-$HOME/.local/share}/vulkan"; do
     compgen -G "$dir/icd.d/$1" >/dev/null && return 0
   done
