@@ -3,6 +3,7 @@
 // RESIDUAL: x is first added to the residual stream, and the sum is written, too.
 // Bindings: x, [residual], weight, state, [sum], y, quants, scales, sums. Called by ops/norm.py.
 //# include "lib/reduce.wgsl"
+//# include "lib/eight.wgsl"
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 //# if RESIDUAL
@@ -23,11 +24,6 @@ const EACH: u32 = (GROUPS + WG - 1u) / WG; // groups a thread keeps in registers
 const_assert D % 32u == 0u;
 
 var<workgroup> group_sums: array<f32, GROUPS>;
-
-fn quantise(values: vec4<f32>, inverse: f32) -> vec4<i32> {
-    let scaled = values * inverse;
-    return vec4<i32>(sign(scaled) * floor(abs(scaled) + 0.5));
-}
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
@@ -64,16 +60,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let second = weight[2u * g + 1u] * (seconds[i] * size);
             y[at] = first;
             y[at + 1u] = second;
-            let sizes = max(abs(first), abs(second));
-            let largest = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
-            let scale = largest / 127.0;
-            let inverse = select(0.0, 127.0 / largest, largest > 0.0);
-            let a = quantise(first, inverse);
-            let b = quantise(second, inverse);
-            quants[row * GROUPS + g] = vec2<u32>(pack4xI8(a), pack4xI8(b));
-            scales[row * GROUPS + g] = scale;
-            let of_quants = a + b;
-            group_sums[g] = scale * f32(of_quants.x + of_quants.y + of_quants.z + of_quants.w);
+            let eight = eight_of(first, second);
+            quants[row * GROUPS + g] = eight.quants;
+            scales[row * GROUPS + g] = eight.scale;
+            group_sums[g] = eight.total;
         }
     }
     workgroupBarrier();

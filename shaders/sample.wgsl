@@ -7,6 +7,7 @@
 // SEEN: seen[id] counts how often an id was drawn; the penalty is for those above 0. CODES: codes[at] is written, too.
 // Bindings: logits, random, settings, id, [codes], [seen]. Called by ops/sample.py.
 //# include "lib/reduce.wgsl"
+//# include "lib/sum_before.wgsl"
 //# include "lib/sort_key.wgsl"
 
 struct Job {
@@ -38,7 +39,6 @@ const UNIT: f32 = 2147483648.0; // weights add up to about this
 var<workgroup> totals: array<atomic<u32>, 66>; // of the 32 rounds of two searches, and of two sums
 var<workgroup> highest: atomic<u32>;
 var<workgroup> chosen: atomic<u32>;
-var<workgroup> counts: array<u32, WG>;
 
 fn key_of(i: u32) -> u32 {
     var value = logits[i];
@@ -60,23 +60,6 @@ fn key_of(i: u32) -> u32 {
 
 fn value_of(key: u32) -> f32 {
     return bitcast<f32>(bits_of(key));
-}
-
-// The sum over the threads before this one; counts[WG - 1] is the sum over all.
-fn sum_before(value: u32, tid: u32) -> u32 {
-    workgroupBarrier();
-    counts[tid] = value;
-    for (var step = 1u; step < WG; step *= 2u) {
-        workgroupBarrier();
-        var before = 0u;
-        if (tid >= step) {
-            before = counts[tid - step];
-        }
-        workgroupBarrier();
-        counts[tid] += before;
-    }
-    workgroupBarrier();
-    return counts[tid] - value;
 }
 
 @compute @workgroup_size(WG)

@@ -3,6 +3,7 @@
 // PACKED: int8 in groups of 8 with a scale each (as in quantize_q8.wgsl) and, for weights with an offset, their sums.
 // Else read from the binding x: on a CPU workgroup memory is no faster, and an address that all threads share is one load.
 //# if PACKED
+//# include "lib/eight.wgsl"
 struct Activations {
     quants: array<u32, 8>,
     scales: array<f32, 4>,
@@ -14,22 +15,13 @@ var<workgroup> x_scales: array<f32, X_BLOCKS * 4u>;
 var<workgroup> x_totals: array<f32, X_BLOCKS * 4u>;
 //# endif
 
-fn rounded(values: vec4<f32>) -> vec4<i32> {
-    return vec4<i32>(sign(values) * floor(abs(values) + 0.5));
-}
-
 fn stage(group: u32, first: vec4<f32>, second: vec4<f32>) {
-    let size = max(abs(first), abs(second));
-    let largest = max(max(size.x, size.y), max(size.z, size.w));
-    let inverse = select(0.0, 127.0 / largest, largest > 0.0);
-    let a = rounded(first * inverse);
-    let b = rounded(second * inverse);
-    x_quants[group * 2u] = pack4xI8(a);
-    x_quants[group * 2u + 1u] = pack4xI8(b);
-    x_scales[group] = largest / 127.0;
+    let eight = eight_of(first, second);
+    x_quants[group * 2u] = eight.quants.x;
+    x_quants[group * 2u + 1u] = eight.quants.y;
+    x_scales[group] = eight.scale;
 //# if WEIGHT in ("q4_0", "q4_1")
-    let sum = a + b;
-    x_totals[group] = largest / 127.0 * f32(sum.x + sum.y + sum.z + sum.w);
+    x_totals[group] = eight.total;
 //# endif
 }
 

@@ -1,25 +1,8 @@
 // The K largest of the keys that a workgroup's threads hold: EACH neighbours a thread, 0 where there is nothing. Ties go
 // to those that come first. The border is found bit by bit, 32 counts over all threads.
+//# include "lib/sum_before.wgsl"
 var<private> keys: array<u32, EACH>;
 var<workgroup> reached: array<atomic<u32>, 32>;
-var<workgroup> counts: array<u32, WG>;
-
-// The sum over the threads before this one; counts[WG - 1] is the sum over all.
-fn sum_before(value: u32, tid: u32) -> u32 {
-    workgroupBarrier();
-    counts[tid] = value;
-    for (var step = 1u; step < WG; step *= 2u) {
-        workgroupBarrier();
-        var before = 0u;
-        if (tid >= step) {
-            before = counts[tid - step];
-        }
-        workgroupBarrier();
-        counts[tid] += before;
-    }
-    workgroupBarrier();
-    return counts[tid] - value;
-}
 
 struct Border {
     key: u32, // the K-th largest

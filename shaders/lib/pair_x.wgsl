@@ -8,26 +8,18 @@ struct PairX {
     totals: vec2<f32>, // of each block: the sum of scale * quant; for weights with an offset
 }
 //# if STAGED
+//# include "lib/eight.wgsl"
 const X_WORDS: u32 = 28u + select(0u, 8u, HAS_OFFSET); // quants, then scales, then the groups' sums
 var<workgroup> x_words: array<u32, X_PAIRS * X_WORDS>;
 
-fn rounded(values: vec4<f32>) -> vec4<i32> {
-    return vec4<i32>(sign(values) * floor(abs(values) + 0.5));
-}
-
 fn stage(group: u32, first: vec4<f32>, second: vec4<f32>) {
-    let size = max(abs(first), abs(second));
-    let largest = max(max(size.x, size.y), max(size.z, size.w));
-    let inverse = select(0.0, 127.0 / largest, largest > 0.0);
-    let a = rounded(first * inverse);
-    let b = rounded(second * inverse);
+    let eight = eight_of(first, second);
     let at = group / 8u * X_WORDS;
-    x_words[at + group % 8u * 2u] = pack4xI8(a);
-    x_words[at + group % 8u * 2u + 1u] = pack4xI8(b);
-    x_words[at + 16u + group % 8u] = bitcast<u32>(largest / 127.0);
+    x_words[at + group % 8u * 2u] = eight.quants.x;
+    x_words[at + group % 8u * 2u + 1u] = eight.quants.y;
+    x_words[at + 16u + group % 8u] = bitcast<u32>(eight.scale);
 //# if WEIGHT in ("q4_0", "q4_1")
-    let sum = a + b;
-    x_words[at + 24u + group % 8u] = bitcast<u32>(largest / 127.0 * f32(sum.x + sum.y + sum.z + sum.w));
+    x_words[at + 24u + group % 8u] = bitcast<u32>(eight.total);
 //# endif
 }
 
