@@ -10,20 +10,21 @@ and the dispatches of a token; the last line is JSON. --check first runs one lay
 
 import argparse
 import json
+import os
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from qwen3omni_wgpu import GenerationConfig
 from qwen3omni_wgpu.cli.measure import copy_rate
-from qwen3omni_wgpu.cost import Sketch, decode_plan
+from qwen3omni_wgpu.cost import Sketch, decode_plan, paper_model
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.gpu import Device, Tensor
-from qwen3omni_wgpu.models.config import TextConfig, kv_bytes_per_token, tensor_shapes
-from qwen3omni_wgpu.models.text import TOGETHER, TextModel
+from qwen3omni_wgpu.models.config import TextConfig, kv_bytes_per_token
+from qwen3omni_wgpu.models.text import TextModel
 from qwen3omni_wgpu.reference.rope import rope_frequencies
-from qwen3omni_wgpu.runner import Runner
 
 SEED_BYTES = 1 << 25  # of random Q8_0 blocks a row length, which all matrices of it are filled from
 
@@ -36,10 +37,14 @@ class Filler:
         self.rng = np.random.default_rng(seed)
         self._seeds: dict[int, tuple] = {}
 
-    def matrix(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def create(self, tensor: Tensor) -> None:
+        for part in tensor.parts:
+            part.storage.buffer = self.device.create_buffer(part.nbytes, part.storage.label)
+
+    def matrix(self, tensor: Tensor) -> None:
         """Q8_0."""
-        source, size = self._seed(shape[-1])
-        tensor = Tensor.split(self.device, shape, "q8_0", name, lambda n, label: self.device.create_buffer(n, label))
+        self.create(tensor)
+        source, size = self._seed(tensor.shape[-1])
         for part in tensor.parts:
             encoder = self.device.handle.create_command_encoder()
             at = 0
@@ -49,7 +54,6 @@ class Filler:
                 encoder.copy_buffer_to_buffer(source, start, part.storage.buffer, at, count)
                 at += count
             self.device.submit([encoder.finish()])
-        return tensor
 
     def _seed(self, d: int) -> tuple:
         if d not in self._seeds:
@@ -62,31 +66,25 @@ class Filler:
             self._seeds[d] = buffer, raw.nbytes
         return self._seeds[d]
 
-    def floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        values = self.rng.standard_normal(shape, dtype=np.float32)
-        values = 1 + values / 10 if len(shape) == 1 else values / np.float32(np.sqrt(shape[-1]))
-        return Tensor.from_numpy(self.device, values.astype(np.float32), name)
+    def floats(self, tensor: Tensor) -> None:
+        self.create(tensor)
+        values, shape = self.rng.standard_normal(tensor.shape, dtype=np.float32), tensor.shape
+        tensor.write(1 + values / 10 if len(shape) == 1 else values / np.float32(np.sqrt(shape[-1])))
 
 
 def random_model(device: Device, config: TextConfig, activations: str) -> TextModel:
-    """Matrices that are read together lie in one tensor, as loading does it."""
+    """Q8_0, vectors and routers float32; every tensor as loading has it."""
+    shipped = Sketch.shipped()
+    model = paper_model(Sketch(config, shipped.types, shipped.label), device, activations)
     fill = Filler(device)
-    shapes = dict(tensor_shapes(config))
-    for i in range(config.n_layers):
-        for joined, leaves in TOGETHER.items():
-            members = [f"blk.{i}.{leaf}.weight" for leaf in leaves]
-            if all(member in shapes for member in members):
-                parts = [shapes.pop(member) for member in members]
-                shapes[f"blk.{i}.{joined}.weight"] = (sum(shape[0] for shape in parts), *parts[0][1:])
-    shapes = {name: shape for name, shape in shapes.items() if not name.endswith("_norm.weight") or "qk" not in name}
-    weights = {
-        name: fill.floats(name, shape) if len(shape) == 1 or "gate_inp" in name else fill.matrix(name, shape)
-        for name, shape in shapes.items()
-    }
-    norms = [fill.floats(f"blk.{i}.attn_qk_norm", (2 * config.head_dim,)) for i in range(config.n_layers)]
-    freqs = Tensor.from_numpy(device, rope_frequencies(config.rope_dim, config.rope_theta, config.rope_scale, None))
+    for tensor in model.weights.values():
+        fill.matrix(tensor) if tensor.dtype == "q8_0" else fill.floats(tensor)
+    for tensor in model.qk_norms:
+        fill.floats(tensor)
+    fill.create(model.freqs)
+    model.freqs.write(rope_frequencies(config.rope_dim, config.rope_theta, config.rope_scale, None))
     device.wait()
-    return TextModel(device, config, weights, norms if config.qk_norm else [], freqs, activations)
+    return model
 
 
 def token_bytes(config: TextConfig, model: TextModel, cached: float, kv_type: str) -> float:
@@ -119,12 +117,10 @@ def measure(engine: Engine, depth: int, prompt: int, answer: int) -> tuple[float
 
 def check(device: Device, config: TextConfig, activations: str, kv_type: str) -> None:
     """One layer, every op against its twin: NumericalError at the first that differs."""
-    from dataclasses import replace
-
     model = random_model(device, replace(config, n_layers=1), activations)
-    runner = Runner(device)
-    runner._debug = True
-    engine = Engine(model, 64, kv_type, runner)
+    os.environ["QWEN3OMNI_DEBUG"] = "1"
+    engine = Engine(model, 64, kv_type)
+    del os.environ["QWEN3OMNI_DEBUG"]
     engine.prefill(list(range(40)))
     for _ in engine.generate([1, 2, 3], GenerationConfig(max_tokens=2, temperature=0).resolved({}), frozenset()):
         pass
@@ -146,13 +142,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     depths, prompts = ([int(item) for item in text.split(",")] for text in (options.d, options.p))
-    from dataclasses import replace
-
     config = replace(Sketch.shipped().config, n_layers=options.layers)
     with Device.open(options.device) as device:
-        activations = options.activations
-        if activations == "auto":
-            activations = "f32" if device.info.software else "q8"
+        automatic = "f32" if device.info.software else "q8"
+        activations = automatic if options.activations == "auto" else options.activations
         if options.check:
             check(device, config, activations, options.kv_type)
         peak = copy_rate(device)
