@@ -20,7 +20,8 @@ from .moe_experts import few_swiglu_twin, moe_swiglu
 from .pair_matvec import Around, pair_matvec
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for
 
-# Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a unit reads some 50 GB/s.
+# Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a GPU's unit reads some 50 GB/s,
+# a CPU's core some 5.
 LARGE = 1 << 18
 # Experts that every workgroup of the experts' matvec may rank: it compares each with each.
 MOST_RANKED = 256
@@ -34,8 +35,8 @@ def moe_route(
 
     h = norm(x), with norm = (weight [D], eps) of an RMS norm, or x itself; the choice is moe_gate's of h router^T.
     always: experts that every token takes besides, as moe_gate has them; the router then has one row more, [E + 1, D].
-    One dispatch for one or two tokens: a workgroup reads the whole router, which is worth it for small ones and on a
-    CPU; of large ones norm and matmul are one dispatch, by `variant`, and moe_gate is another; else each has its own.
+    One dispatch for one or two tokens of small routers: a workgroup reads all of it. Of large ones norm and matmul are
+    one dispatch on a GPU, by `variant`, and moe_gate is another; else each has its own.
     """
     op = "moe_route"
     e = _expect(op, x, router, k, norm, always)
@@ -50,7 +51,7 @@ def moe_route(
         width * (lanes + 3) + k
     )
     fits = bytes_needed <= plan.device.limits["max-compute-workgroup-storage-size"]
-    if n > MOST_TOKENS or len(router.parts) > 1 or not fits:
+    if n > MOST_TOKENS or router.nbytes >= LARGE or not fits:
         h = normed(plan, x, norm)
         return h, *moe_gate(plan, matmul(plan, h, router), k, renormalise, always)
     ids = plan.empty((n, k + always), "u32", f"{router.name}.ids")

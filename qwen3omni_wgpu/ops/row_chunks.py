@@ -13,7 +13,7 @@ SHADER = "row_matvec"
 LANES = 8
 # lanes, rows, tokens, threads of a workgroup, in the order of a Variant
 Size = tuple[int, int, int, int]
-# Weights of a matrix that is not worth compiling this kernel, about a second of LLVM's time.
+# Fewer weights than this are not worth compiling this kernel, about a second of LLVM's time.
 SMALL = 1 << 18
 # Of a chunk: its x fill half of the first level of a CPU's cache. More bytes than this gain nothing.
 MOST_BYTES, MOST_BLOCKS = 640, 18
@@ -27,7 +27,7 @@ OFFSET = ("q4_0", "q4_1")
 def sizes(device: Device, problem: Problem) -> list[Size]:
     """For one token's problem on a software adapter; the first is the rule's. Empty where the kernel is of no use."""
     f, d = problem["f"], problem["d"]
-    if not runs_on(device) or problem["packed"] or f * d <= SMALL:
+    if not runs_on(device) or problem["packed"] or f * d < SMALL:
         return []
     if problem["n"] != 1 and problem.op != "moe_matmul":
         return []
