@@ -18,7 +18,7 @@ from .draws import Draws
 from .errors import InvalidRequest, OmniError, OutOfDeviceMemory
 from .gpu import Plan, ReadBack, Tensor
 from .inputs.prompt import Prompt, Step
-from .models.config import KV_TYPES, kv_bytes_per_token
+from .models.config import KV_TYPES, kv_row_bytes
 from .models.rehearse import rehearse
 from .models.text import KVCache, TextModel, logits
 from .ops.attention import most_keys
@@ -378,7 +378,7 @@ def _common(cached: Sequence[Hashable], ids: Sequence[Hashable]) -> int:
 
 def _check_cache_size(model: TextModel, ctx_size: int, kv_type: str) -> None:
     config = model.config
-    row = kv_bytes_per_token(config, kv_type) // (2 * config.n_layers)
+    row = kv_row_bytes(config, kv_type)
     limit = model.device.max_binding
     if row * ctx_size > limit:
         raise OutOfDeviceMemory(

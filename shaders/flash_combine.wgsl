@@ -1,10 +1,14 @@
 // Attention of one or two tokens over a long cache, second half: the parts that flash_decode.wgsl left in scratch, and
-// the step's own keys and values (those of tokens before this one, and its own), as one softmax.
+// the step's own keys and values (those of tokens before this one, and its own), as one softmax. Values of 8-bit blocks
+// come mixed (lib/mix.wgsl), and so do their sums.
 // One workgroup a (head, token): FOURS threads a part, WG / FOURS parts side by side, AT_ONCE loads under way.
 // Bindings: scratch, keys, values, state, o. Called by ops/flash_decode.py.
 //# include "lib/cell.wgsl"
 //# include "lib/cached.wgsl"
 //# include "lib/splits.wgsl"
+//# if CACHED == "kv_q8"
+//# include "lib/mix.wgsl"
+//# endif
 
 @group(0) @binding(0) var<storage, read> scratch: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> keys: array<CELL>;
@@ -75,9 +79,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         gathered[row * FOURS + four] = sum;
     }
     workgroupBarrier();
-    if (row > 0u) {
-        return;
+//# if CACHED == "kv_q8"
+    if (row == 0u) {
+        gathered[four] = whole_of(token, head, four, used, largest, scores);
     }
+    workgroupBarrier();
+    if (tid < HD / 32u) {
+        unmix(tid, (token * H + head) * FOURS);
+    }
+//# else
+    if (row == 0u) {
+        o[(token * H + head) * FOURS + four] = whole_of(token, head, four, used, largest, scores);
+    }
+//# endif
+}
+
+// Four dimensions of the result: the parts' sums and the step's own values over the sum of all shares.
+fn whole_of(token: u32, head: u32, four: u32, used: u32, largest: f32, scores: array<f32, N>) -> vec4<f32> {
+    var sum = gathered[four];
     for (var r = 1u; r < ROWS; r++) {
         sum += gathered[r * FOURS + four];
     }
@@ -88,10 +107,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var t = 0u; t < N; t++) {
         if (t <= token) {
             let share = exp2(scores[t] - largest);
-            let of_value = value_eight(past + t, head / G, four / 2u);
+            let of_value = value_eight(state[0] + t, head / G, four / 2u);
             sum += share * select(of_value[0], of_value[1], four % 2u == 1u);
             total += share;
         }
     }
-    o[(token * H + head) * FOURS + four] = sum / (total * CACHED_SCALE);
+    return sum / (total * CACHED_SCALE);
 }
+//# if CACHED == "kv_q8"
+
+// Block i of the 32s of `gathered`, into o.
+fn unmix(i: u32, at: u32) {
+    var part = array<f32, 32>();
+    for (var d = 0u; d < 32u; d++) {
+        part[d] = gathered[i * 8u + d / 4u][d % 4u];
+    }
+    part = mix(part);
+    for (var d = 0u; d < 8u; d++) {
+        o[at + i * 8u + d] = vec4<f32>(part[4u * d], part[4u * d + 1u], part[4u * d + 2u], part[4u * d + 3u]);
+    }
+}
+//# endif

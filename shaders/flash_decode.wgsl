@@ -148,13 +148,14 @@ fn turn_all(token: u32, kv_head: u32, chunk: u32, tid: u32) {
 }
 //# if CACHED == "kv_q8"
 
+// Blocks of the queries, of the key, of the value.
 fn mix_all(tid: u32) {
-    for (var block = tid; block < (HEADS + 1u) * (HD / 32u); block += WG) {
-        let of_key = block >= HEADS * (HD / 32u);
-        let at = block % (HD / 32u) * 32u;
+    for (var block = tid; block < (HEADS + 2u) * (HD / 32u); block += WG) {
+        let of_pair = block >= HEADS * (HD / 32u);
+        let at = block * 32u - HEADS * HD;
         var part = array<f32, 32>();
         for (var i = 0u; i < 32u; i++) {
-            if (of_key) {
+            if (of_pair) {
                 part[i] = fresh_pair[at + i];
             } else {
                 part[i] = query[block * 8u + i / 4u][i % 4u];
@@ -162,7 +163,7 @@ fn mix_all(tid: u32) {
         }
         part = mix(part);
         for (var i = 0u; i < 32u; i++) {
-            if (of_key) {
+            if (of_pair) {
                 fresh_pair[at + i] = part[i];
             } else {
                 query[block * 8u + i / 4u][i % 4u] = part[i];
@@ -195,10 +196,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
 //# endif
     if (split == 0u && chunk == 0u) {
+        for (var i = tid; i < KEY_CELLS; i += WG) {
+            keys[key_cell_at(past + token, kv_head, i)] = key_cell(0u, i);
+        }
         for (var i = tid; i < CELLS; i += WG) {
-            let at = cell_at(past + token, kv_head, i);
-            keys[at] = cell(0u, i);
-            values[at] = cell(HD, i);
+            values[cell_at(past + token, kv_head, i)] = cell(HD, i);
         }
     }
 //# else

@@ -3,9 +3,13 @@
 // head, so that every key and value that is loaded serves all of them. 32 keys at a time (Dao et al. 2022,
 // FlashAttention): TILE_ROWS x 4 scores a thread; one row a thread for the running maximum and sum; then TILE_ROWS x EACH
 // eights of the output a thread. STAGED: keys, then values of a tile are unpacked once, into workgroup memory.
+// Values of 8-bit blocks come mixed (lib/mix.wgsl), and so do their sums.
 // Bindings: q, keys, values, state, o. Called by ops/flash_prefill.py.
 //# include "lib/cell.wgsl"
 //# include "lib/cached.wgsl"
+//# if CACHED == "kv_q8"
+//# include "lib/mix.wgsl"
+//# endif
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> keys: array<CELL>;
@@ -176,4 +180,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
+//# if CACHED == "kv_q8"
+    storageBarrier();
+    for (var i = tid; i < count * HEADS * (HD / 32u); i += WG) {
+        let row = i / (HD / 32u);
+        unmix(((first_token + row / HEADS) * H + head + row % HEADS) * FOURS + i % (HD / 32u) * 8u);
+    }
+//# endif
 }
+//# if CACHED == "kv_q8"
+
+// 32 values of o, which this workgroup has written.
+fn unmix(at: u32) {
+    var part = array<f32, 32>();
+    for (var d = 0u; d < 32u; d++) {
+        part[d] = o[at + d / 4u][d % 4u];
+    }
+    part = mix(part);
+    for (var d = 0u; d < 8u; d++) {
+        o[at + d] = vec4<f32>(part[4u * d], part[4u * d + 1u], part[4u * d + 2u], part[4u * d + 3u]);
+    }
+}
+//# endif

@@ -1,5 +1,5 @@
 // What attention needs of one matmul's queries, keys and values: q turned, k turned into row n_past + t of the key
-// cache, v copied into the value cache; for a cache of 8-bit blocks q and k also go through lib/mix.wgsl.
+// cache, v copied into the value cache; for a cache of 8-bit blocks all three also go through lib/mix.wgsl.
 // With NORM an RMS norm over every query and key head comes first (QK-norm).
 // x is [N, (H + 2 KV) * HD]; one workgroup a head of a token, all of them in one dispatch. Turning: lib/turn.wgsl.
 // Bindings: x, positions, freqs, [norms: HD weights for q, HD for k], state, q, keys, values. Called by ops/rope.py.
@@ -30,6 +30,22 @@ fn fresh(i: u32) -> f32 {
     return head_out[i];
 }
 
+//# if CACHED == "kv_q8"
+fn mix_head(tid: u32) {
+    for (var block = tid; block < HD / 32u; block += WG) {
+        var part = array<f32, 32>();
+        for (var i = 0u; i < 32u; i++) {
+            part[i] = head_out[block * 32u + i];
+        }
+        part = mix(part);
+        for (var i = 0u; i < 32u; i++) {
+            head_out[block * 32u + i] = part[i];
+        }
+    }
+    workgroupBarrier();
+}
+//# endif
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
     let head = group.x;
@@ -45,6 +61,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     if (head >= H + KV) {
+//# if CACHED == "kv_q8"
+        mix_head(tid);
+//# endif
         for (var i = tid; i < CELLS; i += WG) {
             values[cell_at(row, head - H - KV, i)] = cell(0u, i);
         }
@@ -60,17 +79,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 //# endif
     turn_head(token, tid);
 //# if CACHED == "kv_q8"
-    for (var block = tid; block < HD / 32u; block += WG) {
-        var part = array<f32, 32>();
-        for (var i = 0u; i < 32u; i++) {
-            part[i] = head_out[block * 32u + i];
-        }
-        part = mix(part);
-        for (var i = 0u; i < 32u; i++) {
-            head_out[block * 32u + i] = part[i];
-        }
-    }
-    workgroupBarrier();
+    mix_head(tid);
 //# endif
     if (head < H) {
         for (var d = tid; d < HD; d += WG) {
@@ -78,7 +87,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         return;
     }
-    for (var i = tid; i < CELLS; i += WG) {
-        keys[cell_at(row, head - H, i)] = cell(0u, i);
+    for (var i = tid; i < KEY_CELLS; i += WG) {
+        keys[key_cell_at(row, head - H, i)] = key_cell(0u, i);
     }
 }

@@ -21,7 +21,8 @@ BLOCK = {
     "q8_0": (32, 34),
     "q4_0": (32, 18),
     "q4_1": (32, 20),
-    "kv_q8": (32, 34),  # rows of a KV cache: all integers, then all scales
+    "kv_q8": (32, 34),  # rows of values in a KV cache: all integers, then all scales
+    "kv_q10": (32, 42),  # rows of its keys: upper 8 bits of all integers, their lower 2 bits, all scales
 }
 _NUMPY = {"f32": np.float32, "u32": np.uint32, "i32": np.int32, "f16": np.float16}
 

@@ -22,7 +22,10 @@ _HINTS = {
     "qwen3tts": "it is a speech model; name the text model",
 }
 _AGAIN = "download or convert it again"
-KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}  # bytes of 32 values
+KV_TYPES = {"f16": (64, 64), "f32": (128, 128), "q8_0": (42, 34)}  # bytes of 32 keys, of 32 values
+# The first layers of a model that has so many keep float16 under "q8_0": they decide which early token it is that later
+# layers attend to by default, so that errors of theirs grow most (docs/decisions.md).
+HALF_LAYERS, DEEP = 4, 16
 _FLOATS = ("f32", "f16", "bf16")
 
 # Settings that are read below, or that say nothing about the maths of the text model.
@@ -105,7 +108,19 @@ def tensor_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 def kv_bytes_per_token(config: TextConfig, kv_type: str) -> int:
     """Bytes one token takes in the KV cache (all layers, keys and values); kv_type of KV_TYPES."""
-    return 2 * config.n_layers * (config.n_kv_heads * config.head_dim * KV_TYPES[kv_type] // 32)
+    blocks = config.n_kv_heads * config.head_dim // 32
+    return sum(blocks * sum(KV_TYPES[layer_kv_type(config, kv_type, i)]) for i in range(config.n_layers))
+
+
+def kv_row_bytes(config: TextConfig, kv_type: str) -> int:
+    """Bytes of one token's keys in the layer where they take most, which is never less than its values take."""
+    largest = max(KV_TYPES[layer_kv_type(config, kv_type, i)][0] for i in range(config.n_layers))
+    return config.n_kv_heads * config.head_dim * largest // 32
+
+
+def layer_kv_type(config: TextConfig, kv_type: str, layer: int) -> str:
+    """What a layer's part of the KV cache is kept in; kv_type of KV_TYPES, and so is the answer."""
+    return "f16" if kv_type == "q8_0" and layer < HALF_LAYERS and config.n_layers >= DEEP else kv_type
 
 
 def weight_bytes(file: GGUFFile) -> int:

@@ -24,7 +24,7 @@ from ..ops.fused import MOST_TOKENS
 from ..reference.rope import rope_frequencies
 from ..weights import load_weights
 from . import shared_expert
-from .config import TextConfig, tensor_shapes, text_config
+from .config import TextConfig, layer_kv_type, tensor_shapes, text_config
 
 # Matrices that read the same input and lie in one tensor where their types agree.
 TOGETHER = {
@@ -137,19 +137,20 @@ class TextModel:
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer: [ctx_size, KV * HD] each."""
+    """Keys and values of every layer: [ctx_size, KV * HD] each, of types that may differ (config.layer_kv_type)."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
     @classmethod
     def empty(cls, device: Device, config: TextConfig, ctx_size: int, kv_type: str) -> KVCache:
-        dtype = "kv_q8" if kv_type == "q8_0" else kv_type
         shape = (ctx_size, config.n_kv_heads * config.head_dim)
         caches: list[list[Tensor]] = [[], []]
         try:
             for i in range(config.n_layers):
-                for kind, cache in zip(("k", "v"), caches, strict=True):
+                kept = layer_kv_type(config, kv_type, i)
+                dtypes = ("kv_q10", "kv_q8") if kept == "q8_0" else (kept, kept)
+                for kind, dtype, cache in zip(("k", "v"), dtypes, caches, strict=True):
                     cache.append(Tensor.empty(device, shape, dtype, f"cache.{kind}.{i}"))
         except BaseException:
             for tensor in (*caches[0], *caches[1]):

@@ -50,7 +50,8 @@ def attention(
     """softmax(q k^T * scale) v: q [N, H * HD], keys and values [S, KV * HD] (a KV cache) -> [N, H * HD].
 
     Token t of the step sees keys 0 .. n_past + t, with a window only the last `window` of them; query head j reads
-    key/value head j / (H / KV). `way`: the kernels, if not the rule's or the tuner's choice.
+    key/value head j / (H / KV). With values of 8-bit blocks all three come mixed (as `rope_qkv` leaves them) and the
+    result is not. `way`: the kernels, if not the rule's or the tuner's choice.
     Source: Vaswani et al. 2017; Ainslie et al. 2023 (grouped heads); Milakov and Gimelshein 2018 (online softmax).
     """
     expect("attention", q, (None, None))
@@ -62,7 +63,7 @@ def attention(
     expect_cache("attention", keys, values, kv_heads, hd)
     require("attention", heads // kv_heads <= DIRECT, f"{heads // kv_heads} heads a key/value head, at most {DIRECT}")
     shape, seen = (n, heads, kv_heads, hd), min(window or keys.shape[0], keys.shape[0])
-    chosen = way or choose(plan.device, problem_of(*shape, keys.dtype, keys.shape[0], window))
+    chosen = way or choose(plan.device, problem_of(*shape, values.dtype, keys.shape[0], window))
     most = chosen.most_keys(plan.device, heads // kv_heads, hd)
     require("attention", seen <= most, f"{keys.name} has {seen} rows, this device can do {most}")
     if chosen.kernel == "split":
@@ -73,11 +74,14 @@ def attention(
     else:
         y = _direct(plan, q, keys, values, shape, scale, window)
 
+    values_type = values.dtype
+
     def twin(n_past: int, n_tokens: int, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
         rows = q[:n_tokens].reshape(-1, heads, hd)
         seen = n_past + len(rows)
         k, v = (cache[:seen].reshape(-1, kv_heads, hd) for cache in (keys, values))
-        return [reference.attention(rows, k, v, n_past, scale, window).reshape(-1, width)]
+        result = reference.attention(rows, k, v, n_past, scale, window).reshape(-1, width)
+        return [reference.mix_blocks(result) if values_type == "kv_q8" else result]
 
     plan.check(twin, [q, keys, values], [y], TOLERANCE, steps=2 if chosen.kernel == "split" else 1)
     return y

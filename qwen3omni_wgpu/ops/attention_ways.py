@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..gpu import Device
 from .choice import Problem, candidates_for
 
-# Types of a KV cache: "kv_q8" are blocks of 32 bytes with a half as scale (lib/cell.wgsl), --kv-type q8_0.
-CACHES = ("f32", "f16", "kv_q8")
+# Types of a KV cache's keys -> of its values, after which kernels and problems are named. "kv_q10" and "kv_q8" are
+# blocks of 32 integers of 10 and 8 bits with a half as scale (lib/cell.wgsl), --kv-type q8_0.
+CACHES = {"f32": "f32", "f16": "f16", "kv_q10": "kv_q8"}
 # Its scales are words of two, so that no two heads write the same one.
 Q8_HEADS = (64, 128)
 # Threads of the direct kernel, and the keys it takes at a time.
@@ -90,7 +91,8 @@ def _ways(device: Device, problem: Problem) -> list[Way]:
     group, hd, window = problem["heads"] // problem["kv"], problem["hd"], problem["window"]
     found = [Way("direct")] if problem["type"] != "kv_q8" else []
     if not window and hd % 8 == 0:
-        found = [*(_splits(device, problem) if problem["n"] <= FEW else []), *_tiles(device, hd), *found]
+        few = _splits(device, problem) if problem["n"] <= FEW else []
+        found = [*few, *_tiles(device, hd, problem["type"]), *found]
     limit, seen = device.limits["max-compute-workgroup-storage-size"], min(window or problem["rows"], problem["rows"])
     fitting = [way for way in found if way.memory(group, hd) <= limit]
     able = [way for way in fitting if way.most_keys(device, group, hd) >= seen]
@@ -98,14 +100,16 @@ def _ways(device: Device, problem: Problem) -> list[Way]:
     return able or [max(fitting, key=lambda way: way.most_keys(device, group, hd))]
 
 
-def _tiles(device: Device, hd: int) -> list[Way]:
+def _tiles(device: Device, hd: int, cached: str) -> list[Way]:
     """Queries of a thread: 4 take fewer registers, 8 load less. A CPU's caches are its workgroup memory."""
     if hd > LONGEST_TILE:
         return []
     if device.info.software:
         return [Way("tiled", rows=rows, staged=False) for rows in (8, 4)]
     sizes = (4, 8) if hd % 64 == 0 else (4,)  # 8 queries of odd heads do not fit the registers of RDNA 3
-    return [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in sizes]
+    found = [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in sizes]
+    # Eight queries a thread that unpacks keys of 10 bits itself spill, too.
+    return [way for way in found if cached != "kv_q8" or way.staged or way.rows < 8]
 
 
 def _splits(device: Device, problem: Problem) -> list[Way]:

@@ -35,7 +35,7 @@ def add_split(
     group = heads // kv_heads
     together = way.heads(group)
     scratch = plan.empty(((way.splits * (hd + 4) + hd) * n * heads,), "f32", f"{inputs[0].name}.parts")
-    params = split_params(way, n, heads, kv_heads, hd, keys.dtype)
+    params = split_params(way, n, heads, kv_heads, hd, values.dtype)
     params |= {**(turn or {}), "WG": way.workgroup, "LANES": way.lanes, "HEADS": together}
     params |= {"AT_ONCE": way.at_once(hd), "SCALE": float(scale), "FUSED": turn is not None}
     kernel = Kernel.of("flash_decode.wgsl", **params)
@@ -54,7 +54,7 @@ def add_combine(
     """The second dispatch: [N, H * HD]."""
     n, heads, kv_heads, hd = shape
     y = plan.empty((n, heads * hd), "f32", f"{scratch.name}.attention")
-    params = split_params(way, n, heads, kv_heads, hd, keys.dtype)
+    params = split_params(way, n, heads, kv_heads, hd, values.dtype)
     # A thread for four dimensions, twice and more where there are parts to read.
     side = max(1, min(8, way.splits, 256 // (hd // 4)))
     kernel = Kernel.of("flash_combine.wgsl", WG=hd // 4 * side, AT_ONCE=min(4, -(-way.splits // side)), **params)

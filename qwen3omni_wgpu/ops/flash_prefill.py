@@ -20,7 +20,7 @@ def add_tiled(
         KV=kv_heads,
         HD=hd,
         HEADS=together,
-        CACHED=keys.dtype,
+        CACHED=values.dtype,
         WIDE=True,
         SCALE=float(scale),
         QUERIES=QUERIES,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import OmniError
 from ..gpu import Device, Plan, Tensor
-from ..reference.attention import from_cache_bytes
+from ..reference.attention import CACHE_BITS, from_cache_bytes
 
 FLOATS = ("f32",)
 WEIGHTS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
@@ -46,8 +46,8 @@ def values(tensor: Tensor) -> np.ndarray:
         return raw
     if tensor.dtype == "f16":
         return raw.astype(np.float32)
-    if tensor.dtype == "kv_q8":
-        return from_cache_bytes(raw, tensor.shape)
+    if tensor.dtype in CACHE_BITS:
+        return from_cache_bytes(raw, tensor.shape, CACHE_BITS[tensor.dtype])
     kind = gguf.GGMLQuantizationType[tensor.dtype.upper()]
     return gguf.quants.dequantize(raw, kind).reshape(tensor.shape)
 

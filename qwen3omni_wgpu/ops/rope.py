@@ -17,7 +17,7 @@ from .guard import expect, require, workgroup_for
 TOLERANCE = 2e-5
 # float16 keeps 11 bits: half a step is 2^-11 = 4.9e-4 relative.
 TOLERANCE_F16 = 6e-4
-# Blocks of 8-bit integers: half a step is 1/254 of the block's largest value.
+# By the type of values. Blocks of 8-bit integers: half a step is 1/254 of the block's largest value.
 TOLERANCES = {"f32": TOLERANCE, "f16": TOLERANCE_F16, "kv_q8": 4.5e-3}
 
 
@@ -89,8 +89,8 @@ def rope_qkv(
     """Queries, keys and values of one matmul, x [N, (H + 2 KV) * HD], made ready for attention -> q [N, H * HD].
 
     q and k are turned as by `rope` (after an RMS norm with `norms` [2 * HD], first half for q, if given); k and v go to
-    rows n_past, n_past + 1, ... of the caches [S, KV * HD], of one of CACHES.
-    For caches of 8-bit blocks queries and keys are mixed (reference.attention.mix_blocks), as `attention` needs them.
+    rows n_past, n_past + 1, ... of the caches [S, KV * HD], of types as in CACHES.
+    For caches of 8-bit blocks all three are mixed (reference.attention.mix_blocks), as `attention` needs them.
     """
     expect("rope_qkv", x, (None, None))
     n, width = x.shape
@@ -103,12 +103,12 @@ def rope_qkv(
         expect("rope_qkv", norms, (2 * hd,))
     q = plan.empty((n, heads * hd), "f32", f"{x.name}.q")
     turn = turn_params(plan, hd, freqs, style, sections, norms, eps)
-    kernel = Kernel.of("rope_qkv.wgsl", H=heads, KV=kv_heads, CACHED=keys.dtype, WIDE=hd % 8 == 0, **turn)
+    kernel = Kernel.of("rope_qkv.wgsl", H=heads, KV=kv_heads, CACHED=values.dtype, WIDE=hd % 8 == 0, **turn)
     inputs = [x, positions, freqs, *([norms] if norms is not None else []), plan.state]
     grid = (slots, n, 1)
     plan.add("rope_qkv", kernel, inputs, [q, keys, values], grid, nbytes=8 * n * width, flops=6 * n * width)
 
-    mixed = keys.dtype == "kv_q8"
+    mixed = values.dtype == "kv_q8"
 
     def twin(
         n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, keys: np.ndarray,
@@ -121,7 +121,7 @@ def rope_qkv(
         return [turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed), new_keys, new_values]
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
-    plan.check(twin, read, [q, keys, values], TOLERANCES[keys.dtype])
+    plan.check(twin, read, [q, keys, values], TOLERANCES[values.dtype])
     return q
 
 
@@ -135,16 +135,17 @@ def grown(
     keys, values = keys.copy(), values.copy()
     new = slice(n_past, n_past + len(rows))
     keys[new] = turned(rows[:, :kv_heads], positions, freqs, norm, eps, style, sections, mixed)
-    values[new] = rows[:, kv_heads:].reshape(len(rows), -1)
+    fresh = rows[:, kv_heads:].reshape(len(rows), -1)
+    values[new] = mix_blocks(fresh) if mixed else fresh
     return keys, values
 
 
 def expect_cache(op: str, keys: Tensor, values: Tensor, kv_heads: int, hd: int) -> None:
-    """Keys and values [S, KV * HD] of one type."""
-    expect(op, keys, (None, kv_heads * hd), CACHES)
-    expect(op, values, keys.shape, (keys.dtype,))
-    fits = keys.dtype != "kv_q8" or hd in Q8_HEADS
-    require(op, fits, f"{keys.name} is kv_q8, which is for heads of 64 and 128, not {hd}")
+    """Keys and values [S, KV * HD] of types that belong together."""
+    expect(op, keys, (None, kv_heads * hd), tuple(CACHES))
+    expect(op, values, keys.shape, (CACHES[keys.dtype],))
+    fits = values.dtype != "kv_q8" or hd in Q8_HEADS
+    require(op, fits, f"{keys.name} is {keys.dtype}, which is for heads of 64 and 128, not {hd}")
 
 
 def expect_turn(op: str, n: int, hd: int, positions: Tensor, freqs: Tensor, style: str, sections: Sections) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..gpu import Kernel, Plan, Tensor
 from ..reference import attention as reference
+from ..reference.attention import mix_blocks
 from ..reference.rope import Sections
 from .attention import TOLERANCE, attention
 from .attention_ways import Way, problem_of
@@ -55,8 +56,8 @@ def rope_attention(
     rows, group = keys.shape[0], heads // kv_heads
     floats = n * ((group + 2) * hd + 2 * group * rows + 8 * (group + 1))  # of workgroup memory
     fits = 4 * floats + 1024 <= plan.device.limits["max-compute-workgroup-storage-size"]
-    if n > MOST_TOKENS or rows > MOST_KEYS or not fits or keys.dtype == "kv_q8":
-        chosen = way or choose(plan.device, problem_of(n, heads, kv_heads, hd, keys.dtype, rows, 0))
+    if n > MOST_TOKENS or rows > MOST_KEYS or not fits or values.dtype == "kv_q8":
+        chosen = way or choose(plan.device, problem_of(n, heads, kv_heads, hd, values.dtype, rows, 0))
         turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
         if chosen.kernel == "split":
             return _split(plan, chosen, x, positions, freqs, heads, kv_heads, keys, values, scale, **turn)
@@ -106,7 +107,7 @@ def _split(
     params = turn_params(plan, hd, freqs, style, sections, norms, eps)
     scratch = add_split(plan, "rope_attention", way, inputs, keys, values, shape, scale, params)
 
-    mixed = keys.dtype == "kv_q8"
+    mixed = values.dtype == "kv_q8"
 
     def cache_twin(
         n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, old_keys: np.ndarray,
@@ -117,7 +118,7 @@ def _split(
         return list(grown(rows, n_past, old_keys, old_values, of_k, (positions, freqs, eps, style, sections), mixed))
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
-    plan.check(cache_twin, read, [keys, values], TOLERANCES[keys.dtype])
+    plan.check(cache_twin, read, [keys, values], TOLERANCES[values.dtype])
     y = add_combine(plan, "rope_attention", way, scratch, keys, values, shape)
 
     def twin(
@@ -128,7 +129,8 @@ def _split(
         of_q = norms[0][:hd] if norms else None
         q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed).reshape(-1, heads, hd)
         k, v = (cache[: n_past + len(rows)].reshape(-1, kv_heads, hd) for cache in (keys, values))
-        return [reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1)]
+        result = reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1)
+        return [mix_blocks(result) if mixed else result]
 
     # Scores off by the rotation's 1e-6 or so move the shares by as much. Keys and values are judged above.
     plan.check(twin, read, [y], 2 * TOLERANCE)

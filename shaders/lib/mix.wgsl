@@ -1,5 +1,6 @@
-// 32 neighbouring values of a query or key times a Hadamard matrix / sqrt(32). Dot products stay what they are, while a
-// few large values of a block are spread over all of it, so that 8 bits keep more of the small ones.
+// 32 neighbouring values of a head times a Hadamard matrix / sqrt(32), which is its own inverse. A few large values of a
+// block are spread over all of it, so that integers keep more of the small ones. Queries and keys are both mixed, which
+// leaves their dot products what they are; values are mixed, and their sums once more.
 fn mix(values: array<f32, 32>) -> array<f32, 32> {
     var v = values;
     var half = 1u;

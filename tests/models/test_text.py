@@ -18,6 +18,7 @@ from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.engine import Engine
 from qwen3omni_wgpu.formats.gguf import GGUFFile, read_gguf
 from qwen3omni_wgpu.gpu import Plan, Tensor
+from qwen3omni_wgpu.models.config import kv_bytes_per_token, kv_row_bytes
 from qwen3omni_wgpu.models.text import KVCache, forward
 
 pytestmark = pytest.mark.gpu
@@ -190,18 +191,21 @@ def test_the_cache_has_the_type_that_was_asked_for(arch, tmp_path, device):
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3"])  # experts may be chosen otherwise for a hair
 def test_a_cache_of_8_bits_is_near_one_of_16(arch, tmp_path, device):
-    """For a prompt and for the token that follows it: within 1e-2 of the logits, in the mean square."""
+    """For a prompt and for the token that follows it: within 1e-2 of the logits, at worst and in the mean square."""
     seed = new_seed()
     file = tiny(tmp_path, arch=arch, type="f16", seed=seed)
     ids = np.random.default_rng(seed).integers(0, 223, 21).tolist()
     half, blocks = (open_engine(file, device, kv_type=kv_type) for kv_type in ("f16", "q8_0"))
     logits = half.logits(ids)
-    assert 1e-5 < np.linalg.norm(blocks.logits(ids) - logits) / np.linalg.norm(logits) < 1e-2
+    rounded = blocks.logits(ids)
+    assert 1e-5 < np.linalg.norm(rounded - logits) / np.linalg.norm(logits) < 1e-2
+    assert relative(rounded, logits) < 1e-2
+    assert relative(rounded[-1], logits[-1]) < 1e-2
     found = [decode_logprobs(engine, ids, 1)[0] for engine in (half, blocks)]
-    # One token's largest error is worse than the mean, and the log-softmax may double it.
+    # The log-softmax may double a logit's error.
     both = found[0].keys() & found[1].keys()  # of all that are asked for, the least likely may differ
     assert len(both) > len(found[0]) // 2
-    assert max(abs(found[0][token] - found[1][token]) for token in both) < 4e-2 * np.abs(logits).max()
+    assert max(abs(found[0][token] - found[1][token]) for token in both) < 2e-2 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
@@ -216,3 +220,18 @@ def test_packed_activations_are_near_float_ones(arch, kind, tmp_path, device):
     # rounding to 8 bits makes 1e-2 of the largest logit here (measured in NumPy: 1.1e-2 to 2.6e-2 at the worst token)
     assert relative(found, expected) < 6e-2
     assert np.median(np.abs(found - expected).max(axis=1)) < 3e-2 * np.abs(expected).max()
+
+
+def test_the_first_layers_of_a_deep_model_keep_float16(tmp_path, device):
+    """Four of sixteen under "q8_0", and the tuner hears of both kinds; none of fifteen. Memory is counted so, too."""
+    for n_layers, halves in ((16, 4), (15, 0)):
+        file = tiny(tmp_path, arch="llama", n_layers=n_layers)
+        engine = open_engine(file, device, ctx_size=64, kv_type="q8_0")
+        cache, config = engine._cache, engine.model.config
+        assert [keys.dtype for keys in cache.keys] == ["f16"] * halves + ["kv_q10"] * (n_layers - halves)
+        assert [values.dtype for values in cache.values] == ["f16"] * halves + ["kv_q8"] * (n_layers - halves)
+        assert 64 * kv_bytes_per_token(config, "q8_0") == sum(t.nbytes for t in (*cache.keys, *cache.values))
+        assert 64 * kv_row_bytes(config, "q8_0") == max(keys.nbytes for keys in cache.keys)
+        asked = {problem["type"] for problem in engine.rehearse() if problem.op == "attention"}
+        assert asked == ({"f16", "kv_q8"} if halves else {"kv_q8"})
+        engine.free()

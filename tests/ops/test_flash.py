@@ -9,7 +9,9 @@ from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor
 from qwen3omni_wgpu.ops.attention_ways import Way, problem_of
 from qwen3omni_wgpu.ops.cases import Case
+from qwen3omni_wgpu.ops.cases.attention import BUILDERS
 from qwen3omni_wgpu.ops.choice import candidates
+from qwen3omni_wgpu.ops.guard import values as read
 from qwen3omni_wgpu.reference import attention as reference
 
 pytestmark = pytest.mark.gpu
@@ -80,7 +82,7 @@ def test_costs_are_linear_in_the_keys(device, kind, monkeypatch):
             steps = np.diff(costs)
             assert steps.min() == steps.max() > 0
         # The keys themselves are nearly all that is read for a token.
-        assert n > 1 or plans[-1].nbytes < 1.05 * 65536 * 2 * (512 * 2 if kind == "f16" else 544)
+        assert n > 1 or plans[-1].nbytes < 1.05 * 65536 * 2 * (512 * 2 if kind == "f16" else (672 + 544) / 2)
 
 
 def test_a_long_context_keeps_forty_units_busy(device, monkeypatch):
@@ -98,17 +100,54 @@ def test_parts_raise_what_a_driver_that_counts_can_do(device):
     assert many == 8 * few
 
 
-def test_what_a_cache_of_8_bits_keeps():
+@pytest.mark.parametrize("bits", [8, 10])
+def test_what_a_cache_of_integers_keeps(bits):
     """Half a step of each block's largest value; blocks of tiny values do not become denormal scales."""
+    largest = 2 ** (bits - 1) - 1
     rng = np.random.default_rng()
     rows = rng.standard_normal((5, 128)).astype(np.float32) * np.logspace(-6, 3, 5, dtype=np.float32)[:, None]
-    raw = reference.to_cache_bytes(rows)
-    assert raw.shape == (5, 128 // 32 * 34)
+    raw = reference.to_cache_bytes(rows, bits)
+    assert raw.shape == (5, 128 // 32 * (4 * bits + 2))
     assert raw.dtype == np.uint8
-    kept = reference.from_cache_bytes(raw, rows.shape)
+    kept = reference.from_cache_bytes(raw, rows.shape, bits)
     most = np.abs(rows).reshape(5, -1, 32).max(axis=2).repeat(32, axis=1)
     # Half a step, and what a half's 11 bits do to the scale.
-    assert (np.abs(kept - rows) <= np.maximum(most / 127, 2**-14) * 0.51 + most * 2**-11).all()
+    assert (np.abs(kept - rows) <= np.maximum(most / largest, 2**-14) * 0.51 + most * 2**-11).all()
+
+
+def test_where_a_key_lies():
+    """One integer that is 1 among zeros: its lower bits go from 0 to 1 in one field of its 16 keys' word."""
+    rows = np.zeros((32, 64), np.float32)
+    at = np.arange(32)
+    rows[at, at + 16] = 2**-14  # the least scale there is
+    raw = reference.to_cache_bytes(rows, 10)
+    assert (raw[:, :64] == 128).all()
+    words = np.ascontiguousarray(raw[:, 64:80]).view("<u4")
+    for d in range(16, 48):
+        expected = np.zeros(4, np.uint32)
+        expected[d // 16] = 1 << (8 * (d % 4) + 2 * (d % 16 // 4))
+        np.testing.assert_array_equal(words[d - 16], expected)
+
+
+@pytest.mark.parametrize("hd", [64, 128])
+@pytest.mark.parametrize("n", [1, 5])
+def test_keys_and_values_are_half_a_step_off(device, n, hd):
+    """10 and 8 bits as the shaders write and the ops read them: rows 3 to 3 + n, and nothing else."""
+    params = {"n": n, "heads": 4, "kv": 2, "hd": hd, "style": "neox", "start": 3}
+    caches = {}
+    for cache in ("f32", "kv_q8"):
+        plan = Plan(device)
+        _, keys, values = BUILDERS["rope_attention"](plan, np.random.default_rng(7), **params, cache=cache)
+        before = [read(tensor) for tensor in (keys, values)]
+        plan.finish(keep=[keys, values])
+        plan.run()
+        caches[cache] = before, [read(tensor) for tensor in (keys, values)]
+    (_, exact), (before, found) = caches["f32"], caches["kv_q8"]
+    for whole, old, new, largest in zip(exact, before, found, (511, 127), strict=True):
+        np.testing.assert_array_equal(np.delete(new, slice(3, 3 + n), 0), np.delete(old, slice(3, 3 + n), 0))
+        blocks = reference.mix_blocks(whole[3 : 3 + n]).reshape(n, -1, 32)
+        steps = np.abs(blocks).max(axis=2, keepdims=True) / largest
+        assert (np.abs(new[3 : 3 + n].reshape(blocks.shape) - blocks) < 0.51 * steps + 1e-5).all()
 
 
 def test_mixing_keeps_dot_products_and_is_its_own_inverse():

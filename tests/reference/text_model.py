@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen3omni_wgpu.formats.gguf import GGUFFile
 from qwen3omni_wgpu.formats.tensors import dequantize
-from qwen3omni_wgpu.models.config import text_config
+from qwen3omni_wgpu.models.config import layer_kv_type, text_config
 from qwen3omni_wgpu.reference.attention import attention, from_cache_bytes, mix_blocks, to_cache_bytes
 from qwen3omni_wgpu.reference.elementwise import swiglu
 from qwen3omni_wgpu.reference.gather import embed
@@ -31,7 +31,7 @@ class TextModel:
     def __init__(self, file: GGUFFile, activations: str = "f32", kv_type: str = "f32"):
         """activations "q8" rounds the input of every matmul with integer weights to 8 bits (quantize_q8).
 
-        kv_type rounds keys and values: "f16" to half precision, "q8_0" to blocks of 8 bits.
+        kv_type rounds keys and values: "f16" to half precision, "q8_0" to blocks of 10 and 8 bits, where a layer does.
 
         After `forward`, `router_gap` is how far the last chosen
         expert was from the first one left out, in router logits, at the closest of all decisions (inf without experts):
@@ -86,14 +86,19 @@ class TextModel:
         freqs = self.frequencies()
         q = rope(q, positions, freqs, c.rope_style, c.mrope_sections)
         k = rope(k, positions, freqs, c.rope_style, c.mrope_sections)
-        if self.kv_type == "f16":
+        kept = layer_kv_type(c, self.kv_type, int(blk.split(".")[1]))
+        if kept == "f16":
             k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
-        if self.kv_type == "q8_0":
-            rows = (mix_blocks(k).reshape(n, -1), v.reshape(n, -1))
-            k, v = (from_cache_bytes(to_cache_bytes(a), a.shape).reshape(k.shape) for a in rows)
-            k = mix_blocks(k)
+        if kept == "q8_0":
+            k, v = (self.rounded(a, bits) for a, bits in ((k, 10), (v, 8)))
         o = attention(q, k, v, n_past=0, scale=c.head_dim**-0.5)
         return self.linear(o.reshape(n, -1), blk + "attn_output.weight")
+
+    @staticmethod
+    def rounded(x: np.ndarray, bits: int) -> np.ndarray:
+        """x [N, KV, HD] as a cache of mixed blocks of so many bits keeps it, mixed back."""
+        rows = mix_blocks(x).reshape(len(x), -1)
+        return mix_blocks(from_cache_bytes(to_cache_bytes(rows, bits), rows.shape, bits)).reshape(x.shape)
 
     def frequencies(self) -> np.ndarray:
         c = self.config

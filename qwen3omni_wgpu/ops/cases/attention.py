@@ -18,6 +18,7 @@ from .case import Builder, Case, case
 from .make import (
     Rng,
     filled_cache,
+    filled_caches,
     normal,
     set_state,
     uploaded,
@@ -45,7 +46,7 @@ def _heads(
     freqs = uploaded(plan, rope_reference.rope_frequencies(2 * (pairs or hd // 2), 1e6), "freqs")
     places = np.arange(start, start + n)[:, None] + rng.integers(0, 9, (n, 3))
     positions = uploaded(plan, places.astype(np.float32), "positions")
-    keys, vals = (filled_cache(plan, rng, start + n + 3, kv * hd, cache) for _ in range(2))
+    keys, vals = filled_caches(plan, rng, start + n + 3, kv * hd, cache)
     norms = normal(plan, rng, 2 * hd, name="norms") if qk_norm else None
     x = normal(plan, rng, n, (heads + 2 * kv) * hd)
     common = (plan, x, positions, freqs, heads, kv, keys, vals)
@@ -103,7 +104,7 @@ def _attention(
     way: dict[str, Any] | None = None,
 ) -> list[Tensor]:  # fmt: skip
     set_state(plan, past, n)
-    keys, vals = (filled_cache(plan, rng, past + n + 5, kv * hd, cache) for _ in range(2))
+    keys, vals = filled_caches(plan, rng, past + n + 5, kv * hd, cache)
     q = normal(plan, rng, n, heads * hd, name="q")
     return [attention(plan, q, keys, vals, heads, kv, hd**-0.5, window, way=way_of(way))]
 
@@ -158,6 +159,7 @@ CASES: tuple[Case, ...] = (
     *(case("rope_attention", n=n, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=s, qk_norm=n == 1, way=w)
       for n, s, w in ((1, 0, None), (2, 600, WAYS[1]))),
     case("rope_qkv", n=5, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=2),
+    case("rope_qkv", n=3, heads=4, kv=2, hd=128, style="neox", cache="kv_q8", start=4, qk_norm=True),
     *(case("rope_qkv", n=3, heads=2, kv=1, hd=36, style="neox", cache=c, start=s) for c, s in (("f32", 0), ("f16", 4))),
     *(case("store_rows", n=5, width=w, cache=c, start=3) for w in (192, 512) for c in ("f32", "f16")),
     *(case("load_rows", n=n, d=d, start=s) for n, d, s in ((5, 1152, 9), (1, 4, 0), (3, 260, 1))),
@@ -166,6 +168,8 @@ CASES: tuple[Case, ...] = (
                               (20, 9, 3, 64, 50), (70, 8, 8, 64, 0), (3, 4, 2, 72, 10), (2, 4, 1, 32, 130))
       for c in ("f32", "f16")),
     *(case("attention", n=n, heads=9, kv=3, hd=64, past=p, cache="kv_q8") for n, p in ((1, 130), (20, 50))),
+    *(case("attention", n=n, heads=4, kv=2, hd=128, past=70, cache="kv_q8", way=w)
+      for n, w in ((2, None), (9, WAYS[2]))),
     *(case("attention", n=n, heads=4, kv=2, hd=64, past=p, cache=c, way=WAYS[i])
       for n, p, c, i in ((2, 500, "f32", 0), (1, 300, "f16", 1), (9, 70, "f16", 2), (2, 70, "f16", 3))),
     *(case("attention", n=n, heads=4, kv=2, hd=36, past=p, cache="f32") for n, p in ((1, 70), (5, 0))),

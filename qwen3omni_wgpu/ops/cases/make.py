@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 
 from ...gpu import Device, Plan, Tensor
-from ...reference.attention import to_cache_bytes
+from ...reference.attention import CACHE_BITS, to_cache_bytes
+from ..attention_ways import CACHES
 from ..variant import Variant
 
 Rng = np.random.Generator
@@ -99,10 +100,17 @@ def filled_cache(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Ten
     return _once(plan, (number, rows, width, dtype), lambda: _filled(plan, rng, rows, width, dtype))
 
 
+def filled_caches(plan: Plan, rng: Rng, rows: int, width: int, cache: str) -> list[Tensor]:
+    """Keys and values; `cache` is the type of values."""
+    keys = next(of_keys for of_keys, of_values in CACHES.items() if of_values == cache)
+    return [filled_cache(plan, rng, rows, width, dtype) for dtype in (keys, cache)]
+
+
 def _filled(plan: Plan, rng: Rng, rows: int, width: int, dtype: str) -> Tensor:
     array = rng.standard_normal((rows, width), dtype=np.float32)
-    if dtype == "kv_q8":
-        return Tensor.from_bytes(plan.device, to_cache_bytes(array), (rows, width), dtype, "cache")
+    if dtype in CACHE_BITS:
+        raw = to_cache_bytes(array, CACHE_BITS[dtype])
+        return Tensor.from_bytes(plan.device, raw, (rows, width), dtype, "cache")
     return uploaded(plan, array.astype(np.float16) if dtype == "f16" else array, "cache")
 
 
