@@ -51,7 +51,7 @@ def predictions(
 
     kv_type = common.kv_type or "f16"
     context = common.ctx_size or max(depths) + max(*prompts, *gens, 0) + 2
-    target = _target(common, profile, kv_type, prompts)
+    target = _target(common, profile, kv_type, prompts, context)
     for depth in depths:
         for n in filter(None, prompts):
             found = predict_prefill(target.costs, target.model, n, depth, context, kv_type)
@@ -61,19 +61,21 @@ def predictions(
             yield _row(target, found, kv_type, depth, 0, n)
 
 
-def _target(common: Common, name: str, kv_type: str, prompts: list[int]) -> Target:
+def _target(common: Common, name: str, kv_type: str, prompts: list[int], context: int) -> Target:
     from qwen3omni_wgpu.cost import PaperDevice, load, paper_model
 
     sketch = _sketch(common)
     if name in MEASURED:
-        return _measured(common, name, sketch, kv_type, prompts)
+        return _measured(common, name, sketch, kv_type, prompts, context)
     profile = load(name)
     device = PaperDevice.described(profile.device)
     note(f"{profile.about}: predicted, not measured", common)
     return Target(profile, paper_model(sketch, device), sketch, device.info.name)
 
 
-def _measured(common: Common, name: str, sketch: "Sketch", kv_type: str, prompts: list[int]) -> Target:
+def _measured(
+    common: Common, name: str, sketch: "Sketch", kv_type: str, prompts: list[int], context: int
+) -> Target:  # fmt: skip
     from qwen3omni_wgpu.cost import PaperDevice, calibrate, paper_model, steps_of
     from qwen3omni_wgpu.gpu import Device
 
@@ -81,8 +83,8 @@ def _measured(common: Common, name: str, sketch: "Sketch", kv_type: str, prompts
         model = paper_model(sketch, PaperDevice.like(device))
         wanted = {1, *(size for n in prompts for size, _ in steps_of(device, n))}
         measured = calibrate(
-            device, sketch, model.activations, kv_type, wanted, note=lambda text: note(text, common)
-        )  # fmt: skip
+            device, sketch, model.activations, kv_type, wanted, note=lambda text: note(text, common), context=context
+        )
         costs = replace(measured, name=name, peak=copy_rate(device))
         return Target(costs, model, sketch, device.info.name)
 

@@ -36,6 +36,8 @@ LAYERS_FEW, LAYERS_MANY = 24, 2
 KEYS_FEW, KEYS_MANY = (64, 1024), (64, 512)
 VOCABULARIES = (2048, 16384)
 DRAWN = 1 << 20
+# Rows of the cache: longer ones are attended to in the same way.
+MOST_ROWS = 2048
 # Tokens of an answer that the engine is timed with.
 ANSWER = 24
 # Dispatches that are timed together where caches may be warm, and seconds below which a difference is noise.
@@ -96,13 +98,13 @@ def _amount(work: Work) -> float:
 
 def calibrate(
     device: Device, sketch: Sketch, activations: str, kv_type: str, buckets: Iterable[int], repeat: int = 5,
-    note: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
+    note: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter, context: int = 0,
 ) -> Calibrated:  # fmt: skip
-    """Measure what a model like `sketch` needs for steps of so many tokens.
+    """Measure what a model like `sketch` needs for steps of so many tokens, with a cache of `context` rows.
 
     clock: seconds; time.process_time on a software adapter of a shared machine. Raises what running a plan raises.
     """
-    bench = _Bench(device, repeat, clock, warm=sketch.nbytes <= WARM_BYTES)
+    bench = _Bench(device, repeat, clock, sketch.nbytes <= WARM_BYTES, min(context, MOST_ROWS))
     steps: list[float] = []
     for other in others(sketch):
         model = _random_model(other, device, activations)
@@ -203,6 +205,7 @@ class _Bench:
     repeat: int
     clock: Callable[[], float]
     warm: bool  # caches hold the whole model
+    rows: int  # of the cache, at least
     points: dict[Key, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     switches: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -210,29 +213,41 @@ class _Bench:
 
     def measure(self, model: TextModel, bucket: int, keys: int, kv_type: str) -> None:
         """A step of `bucket` tokens after `keys` others: dispatches of one kind and amount at a time."""
-        made = record(model, bucket, keys + bucket, kv_type, head=bucket == 1, dry=False)
+        made = record(model, bucket, max(self.rows, keys + bucket), kv_type, head=bucket == 1, dry=False)
+        asked = record(model, bucket, keys + bucket, kv_type, head=bucket == 1)  # bytes and FLOPs of so many keys
         try:
             made.inputs.state.write(np.array([keys, bucket], np.uint32))
             made.inputs.positions.write(np.full((bucket, 3), keys, np.float32))
             made.plan.run()  # everything is compiled, and holds numbers
             alike: dict[tuple[Key, float], list[Step]] = defaultdict(list)
-            for step, work in zip(made.plan.steps, works(made.plan, model, bucket), strict=True):
+            for step, work in zip(made.plan.steps, works(asked.plan, model, bucket), strict=True):
                 alike[key_of(work), _amount(work)].append(step)
-            few = bucket <= MATVEC_TOKENS
             self.starts.append(start := self._start(made.plan))
-            alone = 0.0
-            for (key, amount), steps in alike.items():
-                again = self.warm or not key[1]
-                often = steps * -(-AT_LEAST // len(steps)) if again and few else steps
-                spent = median(self._seconds(often, made.plan if few else None) for _ in range(self.repeat))
-                each = max(SHORTEST, (spent - start) / len(often))
-                self.points[key].append((amount, each))
-                alone += each * len(steps)
-            before = made.plan if few else None
-            whole = median(self._seconds(made.plan.steps, before) for _ in range(2 * self.repeat))
-            self.switches[bucket].append((whole - start - alone) / len(made.plan.steps))
+            few = bucket <= MATVEC_TOKENS
+            turns = [self._turn(made.plan, alike, start, few) for _ in range(self.repeat)]
+            for kind in alike:
+                self.points[kind[0]].append((kind[1], median(each[kind] for each, _ in turns)))
+            self.switches[bucket].append(median(switch for _, switch in turns))
         finally:
+            asked.free()
             made.free()
+
+    def _turn(
+        self, plan: Plan, alike: dict[tuple[Key, float], list[Step]], start: float, few: bool
+    ) -> tuple[dict[tuple[Key, float], float], float]:
+        """Seconds of a dispatch of each kind, and what a dispatch takes longer among others.
+
+        The whole plan is timed next to its kinds: what is left is a small difference, and the pace of a machine drifts.
+        """
+        found = {}
+        for (key, amount), steps in alike.items():
+            again = self.warm or not key[1]
+            often = steps * -(-AT_LEAST // len(steps)) if again and few else steps
+            spent = self._seconds(often, plan if few else None) - start
+            found[key, amount] = max(SHORTEST, spent / len(often))
+        alone = sum(found[kind] * len(steps) for kind, steps in alike.items())
+        whole = self._seconds(plan.steps, plan if few else None) - start
+        return found, (whole - alone) / len(plan.steps)
 
     def _seconds(self, steps: list[Step], before: Plan | None = None) -> float:
         """Of the steps; `before` leaves caches as they are in the middle of an answer."""
