@@ -108,8 +108,8 @@ def tensor_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 def kv_bytes_per_token(config: TextConfig, kv_type: str) -> int:
     """Bytes one token takes in the KV cache (all layers, keys and values); kv_type of KV_TYPES."""
-    blocks = config.n_kv_heads * config.head_dim // 32
-    return sum(blocks * sum(KV_TYPES[layer_kv_type(config, kv_type, i)]) for i in range(config.n_layers))
+    each = sum(sum(KV_TYPES[layer_kv_type(config, kv_type, i)]) for i in range(config.n_layers))
+    return config.n_kv_heads * config.head_dim * each // 32
 
 
 def kv_row_bytes(config: TextConfig, kv_type: str) -> int:
