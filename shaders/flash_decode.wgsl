@@ -55,6 +55,7 @@ const_assert WG % LANES == 0u;
 const_assert KEYS % SLOTS == 0u;
 const_assert TURNS * AT_ONCE * ROWS == KEYS;
 const_assert WG >= HEADS;
+const_assert 0u == (SPLITS & (SPLITS - 1u));
 
 var<workgroup> query: array<vec4<f32>, HEADS * FOURS>;
 var<workgroup> dots_of: array<f32, KEYS * PAD>;
@@ -179,7 +180,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let kv_head = group.x / CHUNKS;
     let chunk = group.x % CHUNKS;
     let token = group.y;
-    let split = group.z;
+    // A CPU driver gives every core one run of the grid. In the order of reversed bits the parts without keys lie in all.
+    let split = (reverseBits(group.z) >> 1u) >> (31u - firstTrailingBit(SPLITS));
     let past = state[0];
     let start = split * keys_a_split(past);
     let stop = min(past, start + keys_a_split(past));
