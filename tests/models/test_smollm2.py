@@ -169,8 +169,8 @@ def test_packed_activations_over_a_long_text(packed, record_property):
     assert len(golden.ids) >= 500
     logits = packed.logits(golden.ids.tolist())
     agreement, kl = golden.agreement(logits), golden.kl_divergence(logits).mean()
-    record_property("top1_agreement", agreement)
-    record_property("mean_kl", kl)
+    record_property("top1_agreement", float(agreement))
+    record_property("mean_kl", float(kl))
     print(f"packed activations: top-1 agreement {agreement:.4f}, mean KL {kl:.2e} over {len(golden.ids)} positions")
     assert agreement >= 0.97
     assert kl < 5e-3
