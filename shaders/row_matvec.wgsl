@@ -196,7 +196,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let token = group.y;
+    // Tokens along x: a CPU driver gives every core one run of the grid, and slots whose expert is in another part end at once.
+    let token = group.x;
 //# if EXPERTS
     let first_expert = select(slice.first, 0u, GLU);
     let expert = ids[token];
@@ -220,7 +221,7 @@ fn main(
     let x_row = token;
 //# endif
 //# endif
-    let start = ((group.x + group.z * groups.x) * LANES + lane) * OUTPUTS;
+    let start = ((group.y + group.z * groups.y) * LANES + lane) * OUTPUTS;
     var sums = array<f32, ROWS>();
     var size = 0.0;
     for (var step = 0u; step < CHUNKS * PIECES; step++) {

@@ -43,7 +43,7 @@ def row_matvec(
         start = part.start if experts or not glu else 0
         numbers = (start if experts else column + start, count if experts else outputs, rows)
         groups = math.ceil(outputs / (LANES * (params["ROWS"] // 2 if glu else params["ROWS"])))
-        grid = (min(groups, limit), rows, math.ceil(groups / limit))
+        grid = (rows, min(groups, limit), math.ceil(groups / limit))
         used = rows * (slots if gather else 1)
         touched = min(1.0, used / params["E"]) if ids is not None else 1.0
         here = count / w.shape[0] if ids is not None else 1.0
