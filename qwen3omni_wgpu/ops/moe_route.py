@@ -20,8 +20,8 @@ from .moe_experts import few_swiglu_twin, moe_swiglu
 from .pair_matvec import Around, pair_matvec
 from .variant import TOLERANCE, TOLERANCE_Q8, Variant, is_packed, variant_for
 
-# Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a GPU's unit reads some 50 GB/s,
-# a CPU's core some 5.
+# Bytes of a router that one workgroup takes longer to read than a second dispatch costs: a GPU's unit reads some
+# 50 GB/s, a CPU's core some 5.
 LARGE = 1 << 18
 # Experts that every workgroup of the experts' matvec may rank: it compares each with each.
 MOST_RANKED = 256
