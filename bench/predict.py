@@ -91,7 +91,7 @@ def measured(
         engine.prefill(before)
     engine.reset(keep=depth)
     omni.device.wait()
-    before_it = pace.now() if pace else 1.0
+    at_start = pace.now() if pace else 1.0
     start = clock()
     if answer:
         config = GenerationConfig(temperature=0, max_tokens=n + 1).resolved({})
@@ -103,7 +103,8 @@ def measured(
         omni.device.wait()
     seconds = clock() - start
     omni.device.wait()
-    return n / seconds, n / (seconds * (before_it + (pace.now() if pace else 1.0)) / 2)
+    at_end = pace.now() if pace else 1.0
+    return n / seconds, n / (seconds * (at_start + at_end) / 2)
 
 
 def compared(path: Path, options: argparse.Namespace) -> Iterator[dict]:
