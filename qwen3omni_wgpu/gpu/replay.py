@@ -1,22 +1,36 @@
 """Recorded steps to command buffers, straight through the C interface and with nothing looked up on the way.
 
-wgpu-py's own wrappers cost three times as much a dispatch. Errors of a recording show when its encoder is finished.
+wgpu-py's own wrappers cost three times as much a dispatch. The calls of a dispatch go through ctypes, not cffi: they
+are short and call nothing back, so they keep the interpreter's lock, which cffi gives up and takes again each time
+(a third of a recording; docs/LOG.md). Errors of a recording show when its encoder is finished.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wgpu.backends.wgpu_native import lib_path
 
 from .device import Device, ffi, lib
 
 if TYPE_CHECKING:
     from .plan import Step
 
+Pointer = ctypes.c_void_p
 # (pipeline or None where the one before goes on, bind group, immediates or None, their bytes, grid x, y, z)
-Call = tuple[Any, Any, Any, int, int, int, int]
+Call = tuple[Pointer | None, Pointer, Pointer | None, ctypes.c_size_t, int, int, int]
 # (buffer, offset, buffer, offset, bytes)
 Copy = tuple[Any, int, Any, int, int]
+
+_locked = ctypes.PyDLL(lib_path)
+_set_pipeline = _locked.wgpuComputePassEncoderSetPipeline
+_set_group = _locked.wgpuComputePassEncoderSetBindGroup
+_set_immediates = _locked.wgpuComputePassEncoderSetImmediates
+_dispatch = _locked.wgpuComputePassEncoderDispatchWorkgroups
+for _call in (_set_pipeline, _set_group, _set_immediates, _dispatch):
+    _call.restype = None
 
 
 class Submit(NamedTuple):
@@ -33,27 +47,32 @@ def resolve(steps: Sequence[Step]) -> list[Call]:
     for step in steps:
         assert step.pipeline is not None
         handle = step.pipeline.handle
-        immediates = step.c_immediates if step.immediates else None
-        same = handle is last
-        calls.append(
-            (None if same else handle._internal, step.group._internal, immediates, len(step.immediates), *step.grid)
-        )
+        pipeline = None if handle is last else _pointer(handle._internal)
+        immediates = _pointer(step.c_immediates) if step.immediates else None
+        size = ctypes.c_size_t(len(step.immediates))
+        calls.append((pipeline, _pointer(step.group._internal), immediates, size, *step.grid))
         last = handle
     return calls
 
 
+def _pointer(data: Any) -> Pointer:
+    """cffi's pointer for ctypes; what it points to lives as long as the step."""
+    return Pointer(int(ffi.cast("uintptr_t", data)))
+
+
 def record(compute: Any, calls: Iterable[Call]) -> None:
-    """Dispatches into a compute pass (the C interface's pointer)."""
-    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-    set_immediates, dispatch = lib.wgpuComputePassEncoderSetImmediates, lib.wgpuComputePassEncoderDispatchWorkgroups
-    null = ffi.NULL
+    """Dispatches into a compute pass (cffi's pointer)."""
+    into = _pointer(compute)
+    # Arguments have their C types already, but for indices and grids: ctypes passes an int as a C int.
+    set_pipeline, set_group, set_immediates, dispatch = _set_pipeline, _set_group, _set_immediates, _dispatch
+    none = ctypes.c_size_t(0)
     for pipeline, group, immediates, size, x, y, z in calls:
         if pipeline is not None:
-            set_pipeline(compute, pipeline)
-        set_group(compute, 0, group, 0, null)
+            set_pipeline(into, pipeline)
+        set_group(into, 0, group, none, None)
         if immediates is not None:
-            set_immediates(compute, 0, immediates, size)
-        dispatch(compute, x, y, z)
+            set_immediates(into, 0, immediates, size)
+        dispatch(into, x, y, z)
 
 
 def encode(device: Device, submits: Iterable[Submit], most: float, copies: Sequence[Copy] = ()) -> list[Any]:
