@@ -65,6 +65,17 @@ def device() -> Iterator["Device"]:
     opened.close()
 
 
+@pytest.fixture(scope="module", params=["own kernels", "kernels of a GPU"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the adapter would be given, then what GPUs get: other kernels, other chunks of a prompt."""
+    from qwen3omni_wgpu.gpu.device import AdapterInfo
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "kernels of a GPU":
+            patch.setattr(AdapterInfo, "software", False)
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests must not depend on the model or device of whoever runs them, nor on each other's log level."""

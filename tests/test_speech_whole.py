@@ -33,7 +33,7 @@ def folder(golden, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def omni(folder, adapter):
+def omni(folder, adapter, kernels):
     with Omni.from_pretrained(folder, device=adapter, type="f32", kv_type="f32", ctx_size=256) as opened:
         yield opened
 
