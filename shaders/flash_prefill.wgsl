@@ -3,6 +3,7 @@
 // head, so that every key and value that is loaded serves all of them. 32 keys at a time (Dao et al. 2022,
 // FlashAttention): TILE_ROWS x 4 scores a thread; one row a thread for the running maximum and sum; then TILE_ROWS x EACH
 // eights of the output a thread. STAGED: keys, then values of a tile are unpacked once, into workgroup memory.
+// TOKENS_FIRST: tiles of tokens lie along x, for CPU drivers, which give every core one run of the grid.
 // Values of 8-bit blocks come mixed (lib/mix.wgsl), and so do their sums.
 // Bindings: q, keys, values, state, o. Called by ops/flash_prefill.py.
 //# include "lib/cell.wgsl"
@@ -44,9 +45,10 @@ var<workgroup> stage: array<vec4<f32>, KEYS * WIDTH>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
-    let kv_head = group.x / CHUNKS;
-    let head = kv_head * G + group.x % CHUNKS * HEADS;
-    let first_token = group.y * TOKENS;
+    let place = select(group.xy, group.yx, TOKENS_FIRST);
+    let kv_head = place.x / CHUNKS;
+    let head = kv_head * G + place.x % CHUNKS * HEADS;
+    let first_token = place.y * TOKENS;
     if (first_token >= state[1]) {
         return;
     }

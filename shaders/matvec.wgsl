@@ -74,7 +74,11 @@ fn main(
     @builtin(local_invocation_index) tid: u32,
 ) {
     let lane = tid % LANES;
-    let token = group.y * TOKENS;
+    // One thread a row is for CPU drivers. They give every core one run of the grid: tokens lie along x there, as a prompt's
+    // last ones are often not there, and slots of experts that this part has not end at once.
+    let place = select(group.xy, group.yx, LANES == 1u);
+    let along = select(groups.x, groups.y, LANES == 1u);
+    let token = place.y * TOKENS;
 //# if EXPERTS
     let expert = ids[token];
     if (token >= state[1] * SLOTS || expert < slice.first || expert >= slice.first + slice.count) {
@@ -95,7 +99,7 @@ fn main(
     let last = min(slice.n, state[1]) - 1u;
     let last_x = last;
 //# endif
-    let row = ((group.x + group.z * groups.x) * GROUPS + tid / LANES) * OUTPUTS;
+    let row = ((place.x + group.z * along) * GROUPS + tid / LANES) * OUTPUTS;
     var sums = array<f32, ROWS * TOKENS>();
     for (var b = lane; b < BLOCKS; b += LANES) {
         var blocks: array<Block, ROWS>;

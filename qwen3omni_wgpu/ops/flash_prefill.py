@@ -14,6 +14,7 @@ def add_tiled(
     group = heads // kv_heads
     together = way.heads(group)
     y = plan.empty((n, heads * hd), "f32", f"{q.name}.attention")
+    across = plan.device.info.software
     kernel = Kernel.of(
         "flash_prefill.wgsl",
         H=heads,
@@ -27,8 +28,10 @@ def add_tiled(
         TILE_ROWS=way.rows,
         EACH=-(-hd // 64),
         STAGED=way.staged,
+        TOKENS_FIRST=across,
     )
-    grid = (kv_heads * group // together, -(-n // (QUERIES // together)), 1)
+    parts, tiles = kv_heads * group // together, -(-n // (QUERIES // together))
+    grid = (tiles, parts, 1) if across else (parts, tiles, 1)
     # Cost for a full cache, which the tiles of tokens read together.
     nbytes = keys.nbytes + values.nbytes + 2 * q.nbytes
     flops = 4 * n * heads * hd * keys.shape[0]

@@ -304,4 +304,6 @@ def _grid(plan: Plan, variant: Variant, rows: int, n: int, glu: bool = False) ->
         rows = math.ceil(rows / 2 / pairs) * pairs * 2
     groups = math.ceil(rows / (variant.workgroup // variant.lanes * variant.rows))
     limit = plan.device.limits["max-compute-workgroups-per-dimension"]
-    return min(groups, limit), math.ceil(n / variant.tokens), math.ceil(groups / limit)
+    tokens, slices = math.ceil(n / variant.tokens), math.ceil(groups / limit)
+    # One thread a row is for software adapters, and there tokens lie along x (shaders/matvec.wgsl).
+    return (tokens, min(groups, limit), slices) if variant.lanes == 1 else (min(groups, limit), tokens, slices)
