@@ -48,7 +48,7 @@ def _by_rule(device: Device, n: int, f: int, d: int, experts: bool = False) -> V
         # Where there is little to do, compiling 8 x 8 sums a thread (seconds) would take longer than they save.
         most = 4 if f * d <= SMALL else 8
         tokens = min(most, 1 << (n - 1).bit_length())
-        return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=16, wide=True)
+        return Variant("matvec", lanes=1, rows=most if n > 4 else 4, tokens=tokens, workgroup=8, wide=True)
     if pairs.in_pairs(d):
         return Variant(pairs.SHADER, *pairs.rule(1 if experts else n, f, d))
     blocks = -(-d // 32)
