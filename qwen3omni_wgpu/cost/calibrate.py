@@ -6,6 +6,7 @@ numbers of layers, dispatch by dispatch from cold caches. The model that is pred
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from ..gpu.replay import Submit, encode, resolve
 from ..gpu.tensor import nbytes_of
 from ..models.text import TextModel
 from ..sampler import GenerationConfig
-from .paper import Sketch, paper_model, record
+from .paper import Recorded, Sketch, paper_model, record
 from .work import MATVEC_TOKENS, Work, works
 
 # Weights of a model that is timed, or of the whole one if that is smaller: more than a last level cache holds.
@@ -36,6 +37,8 @@ LAYERS_FEW, LAYERS_MANY = 24, 2
 KEYS_FEW, KEYS_MANY = (64, 1024), (64, 512)
 VOCABULARIES = (2048, 16384)
 DRAWN = 1 << 20
+# Share of a step's tokens that are there when it is timed once more: kernels differ in what the others cost.
+PART = 3 / 8
 # Rows of the cache: longer ones are attended to in the same way.
 MOST_ROWS = 2048
 # Tokens of an answer that the engine is timed with.
@@ -212,15 +215,24 @@ class _Bench:
     starts: list[float] = field(default_factory=list)  # what a submit took besides its dispatches
 
     def measure(self, model: TextModel, bucket: int, keys: int, kv_type: str) -> None:
-        """A step of `bucket` tokens after `keys` others: dispatches of one kind and amount at a time."""
+        """A step of `bucket` tokens after `keys` others, and one of fewer by the same plan."""
         made = record(model, bucket, max(self.rows, keys + bucket), kv_type, head=bucket == 1, dry=False)
-        asked = record(model, bucket, keys + bucket, kv_type, head=bucket == 1)  # bytes and FLOPs of so many keys
         try:
-            made.inputs.state.write(np.array([keys, bucket], np.uint32))
             made.inputs.positions.write(np.full((bucket, 3), keys, np.float32))
+            for used in dict.fromkeys((bucket, math.ceil(bucket * PART))):
+                self._measure(made, model, bucket, used, keys, kv_type)
+        finally:
+            made.free()
+
+    def _measure(self, made: Recorded, model: TextModel, bucket: int, used: int, keys: int, kv_type: str) -> None:
+        """`used` of the recorded tokens: dispatches of one kind and amount at a time."""
+        # Bytes and FLOPs of as many keys as the mean token sees.
+        asked = record(model, bucket, keys + (used + 1) // 2, kv_type, head=bucket == 1)
+        try:
+            made.inputs.state.write(np.array([keys, used], np.uint32))
             made.plan.run()  # everything is compiled, and holds numbers
             alike: dict[tuple[Key, float], list[Step]] = defaultdict(list)
-            for step, work in zip(made.plan.steps, works(asked.plan, model, bucket), strict=True):
+            for step, work in zip(made.plan.steps, works(asked.plan, model, bucket, used), strict=True):
                 alike[key_of(work), _amount(work)].append(step)
             self.starts.append(start := self._start(made.plan))
             few = bucket <= MATVEC_TOKENS
@@ -230,7 +242,6 @@ class _Bench:
             self.switches[bucket].append(median(switch for _, switch in turns))
         finally:
             asked.free()
-            made.free()
 
     def _turn(
         self, plan: Plan, alike: dict[tuple[Key, float], list[Step]], start: float, few: bool
