@@ -619,6 +619,8 @@ def test_debug_mode_finds_a_wrong_op_in_a_model(
     monkeypatch.setenv("QWEN3OMNI_SHADERS", str(folder))
     monkeypatch.setenv("QWEN3OMNI_DEBUG", "1")
     with Device.open(adapter) as device:
+        if kernel == "elementwise" and not device.info.software:
+            pytest.skip("on GPUs it is part of the matmul")
         engine = fresh(TextModel.load(moe_file, device))
         with pytest.raises(NumericalError, match=rf"blk\.0\.\w+ .*{kernel}"):
             engine.prefill(ids[:9])

@@ -85,6 +85,14 @@ def vocoder(tiny: GGUFFile, device: Device) -> Iterator[Vocoder]:
         yield vocoder
 
 
+def same(found: np.ndarray, expected: np.ndarray, device) -> None:
+    """Bit for bit; but on a GPU a plan of 4 frames has other kernels than one of 16, which sum in another order."""
+    if device.info.software:
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert far(found, expected) < TOLERANCE
+
+
 def far(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference."""
     assert found.dtype == np.float32
@@ -178,7 +186,7 @@ def pieces_of(rng: np.random.Generator, frames: int, most: int = 20) -> list[sli
     return [slice(*pair) for pair in itertools.pairwise(cuts)]
 
 
-def test_a_stream_in_random_pieces_is_one_decode(vocoder):
+def test_a_stream_in_random_pieces_is_one_decode(vocoder, device):
     seed = new_seed()
     rng = np.random.default_rng(seed)
     codes = codes_of(seed, 45)
@@ -191,7 +199,7 @@ def test_a_stream_in_random_pieces_is_one_decode(vocoder):
             lost = LOST if piece.start == 0 < piece.stop else 0
             assert len(samples) == FRAME * (piece.stop - piece.start) - lost
         # Every value is made by the same sums in the same order, however the frames arrive.
-        np.testing.assert_array_equal(np.concatenate(found), expected)
+        same(np.concatenate(found), expected, device)
 
 
 def test_a_stream_longer_than_the_caches(tiny, device, monkeypatch):
@@ -205,8 +213,8 @@ def test_a_stream_longer_than_the_caches(tiny, device, monkeypatch):
         moves = []
         monkeypatch.setattr(vocoder, "_move_window", lambda made=vocoder._move_window: (moves.append(1), made()))
         found = [vocoder.push(codes[:, piece]) for piece in pieces_of(np.random.default_rng(seed), 90)]
-        np.testing.assert_array_equal(np.concatenate(found), expected)
-        assert len(moves) >= 8
+        same(np.concatenate(found), expected, device)
+        assert len(moves) >= 90 // vocoder._sizes[-1] - 3
 
 
 def test_samples_do_not_depend_on_later_frames(vocoder):
@@ -274,7 +282,7 @@ def test_every_op_agrees_with_its_twin(tiny, device, monkeypatch):
         checked = [vocoder.push(codes[:, :2]), vocoder.push(codes[:, 2:])]
     monkeypatch.delenv("QWEN3OMNI_DEBUG")
     with Loaded(tiny, device) as vocoder:
-        np.testing.assert_array_equal(np.concatenate(checked), vocoder.push(codes))
+        same(np.concatenate(checked), vocoder.push(codes), device)
 
 
 @pytest.mark.slow
@@ -297,7 +305,8 @@ def test_the_rules_for_gpus(golden, tiny, device, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_stream(vocoder, device):
-    vocoder.push(codes_of(1, 9))
+    for frames in (1, 17):  # plans of every size, and results on their way
+        vocoder.push(codes_of(1, frames))
     allocated = device.allocated
     for i in range(40):
         vocoder.push(codes_of(i, 1 + i % 17))
@@ -338,14 +347,20 @@ def test_free_returns_all_memory(tiny, device):
     assert device.allocated == before
 
 
+def steps(windows: list[int], most: int) -> list[tuple[int, int]]:
+    """(frames done, all) after each step of at most so many frames; no step goes beyond its window."""
+    sizes = [min(most, window - start) for window in windows for start in range(0, window, most)]
+    return [(done, sum(sizes)) for done in np.cumsum(sizes).tolist()]
+
+
 def test_progress_counts_frames(tiny, device):
     with Loaded(tiny, device, chunk=20, left_context=5) as vocoder:
         seen: list[tuple[int, int]] = []
         vocoder.decode(codes_of(1, 30), "gapless", lambda *step: seen.append(step))
-        assert seen == [(8, 30), (16, 30), (24, 30), (30, 30)]
+        assert seen == steps([30], vocoder._sizes[-1])
         seen.clear()
         vocoder.decode(codes_of(1, 30), "reference", lambda *step: seen.append(step))
-        assert seen == [(8, 35), (16, 35), (20, 35), (28, 35), (35, 35)]
+        assert seen == steps([20, 15], vocoder._sizes[-1])
 
 
 def test_an_error_in_progress_leaves_the_vocoder_usable(vocoder, device):
