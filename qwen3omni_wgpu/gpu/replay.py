@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .plan import Step
 
 Pointer = ctypes.c_void_p
-# (pipeline or None where the one before goes on, bind group, immediates or None, their bytes, grid x, y, z)
-Call = tuple[Pointer | None, Pointer, Pointer | None, ctypes.c_size_t, int, int, int]
+# (pipeline or None where the one before goes on, bind group, (immediates, their bytes) or None, grid x, y, z)
+Call = tuple[Pointer | None, Pointer, tuple[Pointer, ctypes.c_size_t] | None, int, int, int]
 # (buffer, offset, buffer, offset, bytes)
 Copy = tuple[Any, int, Any, int, int]
 
@@ -48,9 +48,9 @@ def resolve(steps: Sequence[Step]) -> list[Call]:
         assert step.pipeline is not None
         handle = step.pipeline.handle
         pipeline = None if handle is last else _pointer(handle._internal)
-        immediates = _pointer(step.c_immediates) if step.immediates else None
-        size = ctypes.c_size_t(len(step.immediates))
-        calls.append((pipeline, _pointer(step.group._internal), immediates, size, *step.grid))
+        size = len(step.immediates)
+        immediates = (_pointer(step.c_immediates), ctypes.c_size_t(size)) if size else None
+        calls.append((pipeline, _pointer(step.group._internal), immediates, *step.grid))
         last = handle
     return calls
 
@@ -66,12 +66,12 @@ def record(compute: Any, calls: Iterable[Call]) -> None:
     # Arguments have their C types already, but for indices and grids: ctypes passes an int as a C int.
     set_pipeline, set_group, set_immediates, dispatch = _set_pipeline, _set_group, _set_immediates, _dispatch
     none = ctypes.c_size_t(0)
-    for pipeline, group, immediates, size, x, y, z in calls:
+    for pipeline, group, immediates, x, y, z in calls:
         if pipeline is not None:
             set_pipeline(into, pipeline)
         set_group(into, 0, group, none, None)
         if immediates is not None:
-            set_immediates(into, 0, immediates, size)
+            set_immediates(into, 0, *immediates)
         dispatch(into, x, y, z)
 
 
