@@ -4,8 +4,8 @@
 
 The plans have the true dimensions, layers and grids. The weights are small buffers, one for each tensor, as the driver
 and wgpu follow buffers, not bytes. The token count in the plans' state is 0: kernels that look at it leave at once, the
-others read those buffers again and again, for seconds on a software adapter. Kernels are chosen as for a GPU. A token is
-timed when the one before it is done.
+others read those buffers again and again, for seconds on a software adapter. Kernels are chosen as for a GPU. A token
+is timed when the one before it is done.
 
 Times are CPU times of the submitting thread, medians and the best: a software adapter executes dispatches in threads of
 its own, so they are not in it, and neither is what other programs do. "encode" is recording and finishing the command
