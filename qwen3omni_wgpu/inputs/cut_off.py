@@ -37,7 +37,10 @@ def cut_off(file: BinaryIO) -> str | None:
 
 
 def _ogg(file: BinaryIO, size: int) -> str | None:
-    """Page by page to the end: a file that was cut ends inside a page."""
+    """Page by page to the end: a file that was cut ends inside a page.
+
+    One that ends between two pages is taken as it is: streams that somebody stopped recording look like that.
+    """
     at = 0
     while at < size:
         file.seek(at)
