@@ -5,6 +5,7 @@ QWEN3OMNI_REQUIRE_MODEL  1 = a missing SmolLM2 fails the tests that need it (too
 QWEN3OMNI_TEST_ADAPTER   part of the name of the adapter to test on; default llvmpipe
 """
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -65,15 +66,11 @@ def device() -> Iterator["Device"]:
     opened.close()
 
 
-@pytest.fixture(scope="module", params=["own kernels", "kernels of a GPU"])
-def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What the adapter would be given, then what GPUs get: other kernels, other chunks of a prompt."""
-    from qwen3omni_wgpu.gpu.device import AdapterInfo
-
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "kernels of a GPU":
-            patch.setattr(AdapterInfo, "software", False)
-        yield request.param
+@pytest.fixture(params=["cpu", "integrated"])
+def adapter_kind(request: pytest.FixtureRequest, device: "Device", monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels, chunks and candidates that an adapter of this kind gets; they all run on the one that is here."""
+    monkeypatch.setattr(device, "info", dataclasses.replace(device.info, kind=request.param))
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Text to sound through the whole model on the GPU: transformers' codes and samples, and speech that streams."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from reference.goldens import FOLDER, arrays_hash
 from tiny_checkpoint import write_tiny_checkpoint
 
 from qwen3omni_wgpu import AudioChunk, Done, GenerationConfig, InvalidRequest, Omni, TextDelta, UnsupportedModel
+from qwen3omni_wgpu.gpu import Device
 
 pytestmark = pytest.mark.gpu
 
@@ -32,9 +34,20 @@ def folder(golden, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def omni(folder, adapter, kernels):
-    with Omni.from_pretrained(folder, device=adapter, type="f32", kv_type="f32", ctx_size=256) as opened:
+@pytest.fixture(scope="module", params=["cpu", "integrated"])
+def omni(folder, adapter, request):
+    """With the kernels and chunks that an adapter of this kind gets, whatever is here."""
+
+    def opened_as(*arguments, original=Device.open, **named):
+        device = original(*arguments, **named)
+        device.info = dataclasses.replace(device.info, kind=request.param)
+        return device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device, "open", opened_as)
+        opened = Omni.from_pretrained(folder, device=adapter, type="f32", kv_type="f32", ctx_size=256)
+    with opened:
+        assert opened.device.info.kind == request.param
         yield opened
 
 

@@ -2,7 +2,7 @@
 
 wgpu-py's own wrappers cost three times as much a dispatch. The calls of a dispatch go through ctypes, not cffi: they
 are short and call nothing back, so they keep the interpreter's lock, which cffi gives up and takes again each time
-(a third of a recording; docs/LOG.md). Errors of a recording show when its encoder is finished.
+(a tenth of a recording; docs/LOG.md). Errors of a recording show when its encoder is finished.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 By default a few of them, drawn anew in each run; all of them with `pytest -m variants` (an hour on a CPU).
 """
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -20,15 +19,7 @@ pytestmark = pytest.mark.gpu
 # A case that names its variant asks nothing.
 ASKING = [case for case in CASES if "variant" not in case.params]
 SMALL = [case for case in ASKING if not case.large]
-KINDS = ("cpu", "integrated")
 DRAWN = 1  # candidates an op and kind of adapter in a default run
-
-
-@pytest.fixture(params=KINDS)
-def adapter_kind(request, device: Device, monkeypatch) -> str:
-    """The candidates as on an adapter of this kind; they all run on the one that is here."""
-    monkeypatch.setattr(device, "info", dataclasses.replace(device.info, kind=request.param))
-    return request.param
 
 
 def asked(device: Device, case: Case) -> list[Problem]:

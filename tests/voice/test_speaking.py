@@ -374,7 +374,7 @@ def test_one_submit_a_frame(case, talker, monkeypatch, device):
     assert sum(submits) == 1
 
 
-def test_dispatches_of_the_30b(tmp_path, device, kernels):
+def test_dispatches_of_the_30b(tmp_path, device, adapter_kind):
     """As many layers as the release has: at most 600 a frame, and each of them costs time on any GPU."""
     # Rows of whole pairs of blocks, as the kernels of GPUs take them.
     Case(tmp_path / "model", 1, talker_layers=20, predictor_layers=5, talker_hidden=64, talker_moe=64)
