@@ -91,7 +91,8 @@ def test_it_opens_with_the_two_commands_that_do_everything():
 def test_command(shell, line):
     done = shell("bash", "-c", line)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() or any(words in done.stderr for words in ("MB/s", "s of speech"))
+    # Random weights may answer with nothing but line breaks; the summary counts their tokens.
+    assert done.stdout.strip() or re.search(r"MB/s|s of speech|; answer [1-9]\d* tokens", done.stderr)
 
 
 @pytest.mark.gpu
