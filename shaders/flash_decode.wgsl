@@ -1,61 +1,75 @@
-// Attention of one or two tokens over a long cache, first half: sums and shares of the keys before them, in SPLITS parts
-// (Dao et al. 2023, Flash-Decoding; online softmax of Milakov and Gimelshein 2018). The second half: flash_combine.wgsl.
+// Attention of one or two tokens over a long cache: the keys in SPLITS parts side by side (Dao et al. 2023, Flash-Decoding;
+// online softmax of Milakov and Gimelshein 2018). A token sees the keys before it and its own, which is the last of them.
 // One workgroup a (key/value head with HEADS of its query heads, token, part of the keys); parts without keys end at once.
 // KEYS keys at a time: LANES threads a key for the scores, interleaved by eights; one thread a (key, head) adds those up
 // and looks for the maximum; then eight dimensions of HEADS sums a thread, ROWS keys side by side.
-// FUSED: x is [N, (H + 2 KV) * HD]; every workgroup turns its queries (lib/turn.wgsl), the first part's also puts key and
-// value of its token into the cache. Else q is [N, H * HD], and the cache has them already.
-// Bindings: x, positions, freqs, norms, q, keys, values, state, scratch, keys, values. Called by ops/flash_decode.py.
+// LAST: the workgroup that comes last adds the parts up; they are @coherent, stored before a barrier that releases them
+// and read behind one that acquires them, with an atomic counter between the two. Else flash_combine.wgsl adds them up.
+// FUSED, one token: x is [1, (H + 2 KV) * HD]; every workgroup turns its queries (lib/turn.wgsl), and the one with the last
+// key puts it and its value into the cache first. Else q is [N, H * HD], and the cache has the step's keys already.
+// Bindings: x, positions, freqs, norms, q, keys, values, state, scratch, keys, values, o. Called by ops/flash_decode.py.
 //# include "lib/cell.wgsl"
 //# include "lib/cached.wgsl"
 //# include "lib/splits.wgsl"
 //# if FUSED
 //# include "lib/turn.wgsl"
 //# include "lib/fresh.wgsl"
-//# if CACHED == "kv_q8"
+//# endif
+//# if LAST
+//# include "lib/combine.wgsl"
+//# endif
+//# if CACHED == "kv_q8" and (FUSED or LAST)
 //# include "lib/mix.wgsl"
 //# endif
 
+//# if FUSED
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> positions: array<f32>;
 @group(0) @binding(2) var<storage, read> freqs: array<f32>;
 //# if NORM
 @group(0) @binding(3) var<storage, read> norms: array<f32>;
-@group(0) @binding(4) var<storage, read> state: array<u32>;
-@group(0) @binding(5) var<storage, read_write> scratch: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> keys: array<CELL>;
-@group(0) @binding(7) var<storage, read_write> values: array<CELL>;
+const INPUTS: u32 = 5u;
 //# else
-@group(0) @binding(3) var<storage, read> state: array<u32>;
-@group(0) @binding(4) var<storage, read_write> scratch: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> keys: array<CELL>;
-@group(0) @binding(6) var<storage, read_write> values: array<CELL>;
+const INPUTS: u32 = 4u;
 //# endif
+@group(0) @binding(INPUTS + 1u) var<storage, read_write> keys: array<CELL>;
+@group(0) @binding(INPUTS + 2u) var<storage, read_write> values: array<CELL>;
+const OUTPUT: u32 = INPUTS + 3u;
 //# else
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> keys: array<CELL>;
 @group(0) @binding(2) var<storage, read> values: array<CELL>;
-@group(0) @binding(3) var<storage, read> state: array<u32>;
-@group(0) @binding(4) var<storage, read_write> scratch: array<vec4<f32>>;
+const INPUTS: u32 = 4u;
+const OUTPUT: u32 = INPUTS + 1u;
+//# endif
+@group(0) @binding(INPUTS - 1u) var<storage, read> state: array<u32>;
+//# if LAST
+@coherent
+//# endif
+@group(0) @binding(INPUTS) var<storage, read_write> scratch: Scratch;
+//# if LAST
+@group(0) @binding(OUTPUT) var<storage, read_write> o: array<vec4<f32>>;
 //# endif
 
-const G: u32 = H / KV;
-const CHUNKS: u32 = G / HEADS;
 const EIGHTS: u32 = HD / 8u;
 const SLOTS: u32 = WG / LANES; // keys whose scores are computed side by side
 const PER: u32 = KEYS / SLOTS;
 const PAD: u32 = (LANES + 1u) * HEADS; // floats a key, so that neighbouring keys lie in other banks
 const ROWS: u32 = WG / EIGHTS; // keys whose values are summed side by side
 const TURNS: u32 = KEYS / ROWS / AT_ONCE;
-const SHARE: u32 = WG / HEADS; // threads a head
 const_assert HD % 8u == 0u;
-const_assert G % HEADS == 0u;
 const_assert EIGHTS % LANES == 0u;
 const_assert WG % LANES == 0u;
 const_assert KEYS % SLOTS == 0u;
 const_assert TURNS * AT_ONCE * ROWS == KEYS;
-const_assert WG >= HEADS;
 const_assert 0u == (SPLITS & (SPLITS - 1u));
+//# if FUSED
+const_assert N == 1u;
+const_assert CHUNKS == 1u;
+//# endif
+//# if LAST
+const_assert SPLITS <= KEYS;
+//# endif
 
 var<workgroup> query: array<vec4<f32>, HEADS * FOURS>;
 var<workgroup> dots_of: array<f32, KEYS * PAD>;
@@ -63,6 +77,9 @@ var<workgroup> shares: array<f32, KEYS * HEADS>;
 var<workgroup> found: array<f32, WG>;
 var<workgroup> shrink: array<f32, HEADS>;
 var<workgroup> gathered: array<vec4<f32>, ROWS * FOURS>;
+//# if LAST
+var<workgroup> arrived: u32;
+//# endif
 
 fn dot_eight(sum: f32, values: array<vec4<f32>, 2>, a: vec4<f32>, b: vec4<f32>) -> f32 {
     let first = fma(values[0].w, a.w, fma(values[0].z, a.z, fma(values[0].y, a.y, fma(values[0].x, a.x, sum))));
@@ -100,12 +117,11 @@ fn put(head: u32, d: u32, value: f32) {
     }
 }
 
-fn turn_all(token: u32, kv_head: u32, chunk: u32, tid: u32) {
-    let row = token * (H + 2u * KV) * HD;
-    let of_queries = row + (kv_head * G + chunk * HEADS) * HD;
-    let of_key = row + (H + kv_head) * HD;
+fn turn_all(kv_head: u32, tid: u32) {
+    let of_queries = kv_head * G * HD;
+    let of_key = (H + kv_head) * HD;
     for (var i = tid; i < PAIRS; i += WG) {
-        turns[i] = turn_of(token, i);
+        turns[i] = turn_of(0u, i);
     }
     for (var d = tid; d < HD; d += WG) {
         fresh_pair[HD + d] = x[of_key + KV * HD + d];
@@ -182,28 +198,29 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y;
     // A CPU driver gives every core one run of the grid. In the order of reversed bits the parts without keys lie in all.
     let split = (reverseBits(group.z) >> 1u) >> (31u - firstTrailingBit(SPLITS));
-    let past = state[0];
-    let start = split * keys_a_split(past);
-    let stop = min(past, start + keys_a_split(past));
-    // The first part works without keys, too: the queries are wanted.
-    if (token >= state[1] || (split > 0u && start >= past)) {
+    let seen = state[0] + token + 1u;
+    let each = keys_a_split(seen);
+    let start = split * each;
+    let stop = min(seen, start + each);
+    if (token >= state[1] || start >= seen) {
         return;
     }
     let head = kv_head * G + chunk * HEADS;
 //# if FUSED
-    turn_all(token, kv_head, chunk, tid);
+    turn_all(kv_head, tid);
     workgroupBarrier();
 //# if CACHED == "kv_q8"
     mix_all(tid);
     workgroupBarrier();
 //# endif
-    if (split == 0u && chunk == 0u) {
+    if (stop == seen) {
         for (var i = tid; i < KEY_CELLS; i += WG) {
-            keys[key_cell_at(past + token, kv_head, i)] = key_cell(0u, i);
+            keys[key_cell_at(seen - 1u, kv_head, i)] = key_cell(0u, i);
         }
         for (var i = tid; i < CELLS; i += WG) {
-            values[cell_at(past + token, kv_head, i)] = cell(HD, i);
+            values[cell_at(seen - 1u, kv_head, i)] = cell(HD, i);
         }
+        storageBarrier();
     }
 //# else
     for (var i = tid; i < HEADS * FOURS; i += WG) {
@@ -211,11 +228,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
 //# endif
-    if (split == 0u) {
-        for (var i = tid; i < HEADS * FOURS; i += WG) {
-            scratch[query_at(token, head) + i] = query[i];
-        }
-    }
     let lane = tid % LANES;
     let slot = tid / LANES;
     let eight = tid % EIGHTS;
@@ -303,9 +315,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    if (start >= stop) {
-        return;
-    }
     workgroupBarrier();
     found[tid] = total;
     var g = 0u;
@@ -320,7 +329,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 1u; r < ROWS; r++) {
             sum += gathered[r * FOURS + i];
         }
-        scratch[part_at(split, token, head + g) + i] = sum;
+        scratch.parts[part_at(split, token, head + g) + i] = sum;
     }
     workgroupBarrier();
     g++;
@@ -330,6 +339,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < SHARE; i++) {
             sum += found[i * HEADS + tid];
         }
-        scratch[part_at(split, token, head + tid) + FOURS] = vec4<f32>(highest, sum, 0.0, 0.0);
+        scratch.parts[part_at(split, token, head + tid) + FOURS] = vec4<f32>(highest, sum * CACHED_SCALE, 0.0, 0.0);
     }
+//# if LAST
+    storageBarrier();
+    let used = (seen + each - 1u) / each;
+    if (tid == 0u) {
+        arrived = atomicAdd(&scratch.arrived[(token * KV + kv_head) * CHUNKS + chunk], 1u) + 1u;
+    }
+    if (workgroupUniformLoad(&arrived) < used) {
+        return;
+    }
+    storageBarrier();
+    if (tid == 0u) {
+        // For the next dispatch.
+        atomicStore(&scratch.arrived[(token * KV + kv_head) * CHUNKS + chunk], 0u);
+    }
+    combine(token, head, used, tid);
+//# endif
 }

@@ -29,8 +29,9 @@ OPTIONAL_FEATURES = (
     "timestamp-query-inside-passes",
     "mappable-primary-buffers",
     "shader-int64",  # wide loads on llvmpipe
+    "memory-decoration-coherent",  # a workgroup that reads what others of its dispatch wrote
 )
-STORAGE_BUFFERS_NEEDED = 8  # the widest kernel binds 8; WebGPU's own minimum is 8, too
+STORAGE_BUFFERS_NEEDED = 8  # that no op does without; WebGPU's own minimum is 8, too
 NO_DRIVER = (
     "no Vulkan driver was found. Install one: on Debian or Ubuntu `apt-get install mesa-vulkan-drivers libvulkan1` "
     "(AMD, Intel and a CPU fallback), or the driver of your NVIDIA card; then `qwen3omni doctor`"

@@ -35,13 +35,13 @@ class Check:
     """How the debug runner judges an op: its NumPy twin, what the twin reads, and what it should have written.
 
     `twin(n_past, n_tokens, *inputs)` returns one array for each output; an output may have more rows (padding), which
-    are not looked at. `tolerance` bounds |got - expected| / max(1, max|expected|).
+    are not looked at. `tolerance`, one for all or one for each, bounds |got - expected| / max(1, max|expected|).
     """
 
     twin: Callable[..., Sequence[np.ndarray]]
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
-    tolerance: float
+    tolerance: float | Sequence[float]
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Plan:
         twin: Callable[..., Sequence[np.ndarray]],
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
-        tolerance: float,
+        tolerance: float | Sequence[float],
         steps: int = 1,
     ) -> None:
         """Tell the debug runner what the last `steps` dispatches should have computed."""
@@ -254,8 +254,7 @@ class Plan:
             self.device.submit(encode(self.device, [Submit(resolve([step]), step.flops)], FLOPS_PER_SUBMIT))
             if step.check:
                 expected = step.check.twin(n_past, n_tokens, *arrays)
-                error = _largest_error(step, expected, values)
-                results.append((step.label, error, step.check.tolerance))
+                results.append((step.label, *_largest_error(step, expected, values)))
         return results
 
     @property
@@ -267,23 +266,29 @@ class Plan:
         return sum(step.flops for step in self.steps)
 
 
-def _largest_error(step: Step, expected: Sequence[np.ndarray], values: Callable[[Tensor], np.ndarray]) -> float:
-    assert step.check is not None
-    worst = 0.0
-    for tensor, want in zip(step.check.outputs, expected, strict=True):
+def _largest_error(
+    step: Step, expected: Sequence[np.ndarray], values: Callable[[Tensor], np.ndarray]
+) -> tuple[float, float]:
+    """The error that is nearest to its tolerance, and that."""
+    check = step.check
+    assert check is not None
+    limits = check.tolerance if isinstance(check.tolerance, Sequence) else [check.tolerance] * len(expected)
+    found = []
+    for tensor, want, limit in zip(check.outputs, expected, limits, strict=True):
         got = values(tensor).reshape(-1)[: want.size].reshape(want.shape).astype(np.float64)
         if not np.isfinite(got).all():
             raise NumericalError(f"{step.label}: {step.kernel.label} wrote NaN or Inf into {tensor.name}")
         error = np.abs(got - want) / max(1.0, float(np.abs(want).max(initial=0)))
-        if error.max(initial=0) > step.check.tolerance:
+        if error.max(initial=0) > limit:
             at = np.unravel_index(int(error.argmax()), error.shape)
             raise NumericalError(
                 f"{step.label}: {step.kernel.label} differs from its NumPy twin: {error.max():.2e} > "
-                f"{step.check.tolerance:.1e} at {tuple(map(int, at))} (got {got[at]:.6g}, expected {want[at]:.6g}; "
-                f"{int((error > step.check.tolerance).sum())} of {error.size} values)"
+                f"{limit:.1e} at {tuple(map(int, at))} (got {got[at]:.6g}, expected {want[at]:.6g}; "
+                f"{int((error > limit).sum())} of {error.size} values)"
             )
-        worst = max(worst, float(error.max(initial=0)))
-    return worst
+        found.append((float(error.max(initial=0)), limit))
+    # Exact ones have a tolerance of 0.
+    return max(found, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
 
 
 def _touched(step: Step) -> list[Storage]:

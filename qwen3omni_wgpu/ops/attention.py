@@ -8,7 +8,7 @@ from ..gpu import Device, Kernel, Plan, Tensor
 from ..reference import attention as reference
 from .attention_ways import DIRECT, FEW, Way, problem_of
 from .choice import candidates, choose
-from .flash_decode import add_combine, add_split
+from .flash_decode import add_split
 from .flash_prefill import add_tiled
 from .guard import expect, require
 from .rope import TOLERANCE_F16, expect_cache
@@ -66,9 +66,9 @@ def attention(
     chosen = way or choose(plan.device, problem_of(*shape, values.dtype, keys.shape[0], window))
     most = chosen.most_keys(plan.device, heads // kv_heads, hd)
     require("attention", seen <= most, f"{keys.name} has {seen} rows, this device can do {most}")
+    steps = 1
     if chosen.kernel == "split":
-        scratch = add_split(plan, "attention", chosen, [q], keys, values, shape, scale)
-        y = add_combine(plan, "attention", chosen, scratch, keys, values, shape)
+        y, steps = add_split(plan, "attention", chosen, [q], keys, values, shape, scale)
     elif chosen.kernel == "tiled":
         y = add_tiled(plan, chosen, q, keys, values, shape, scale)
     else:
@@ -83,7 +83,7 @@ def attention(
         result = reference.attention(rows, k, v, n_past, scale, window).reshape(-1, width)
         return [reference.mix_blocks(result) if values_type == "kv_q8" else result]
 
-    plan.check(twin, [q, keys, values], [y], TOLERANCE, steps=2 if chosen.kernel == "split" else 1)
+    plan.check(twin, [q, keys, values], [y], TOLERANCE, steps=steps)
     return y
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..gpu import Device
 from .choice import Problem, candidates_for
@@ -19,6 +19,8 @@ DIRECT = 64
 FEW = 2
 # Query heads that one workgroup computes: eight dimensions of each are 64 registers of sums.
 MOST_HEADS = 8
+# Buffers of the widest kernel of split attention whose last workgroup adds the parts up.
+LAST_BINDINGS = 9
 # Tiled attention: rows of a tile, each a token with a head, and keys at a time, which fill 16 KiB of workgroup memory.
 QUERIES = 64
 KEYS = 32
@@ -30,7 +32,8 @@ class Way:
     """How attention is run.
 
     "direct": one workgroup walks through all keys for a token (attention.wgsl), any shape and windows.
-    "split": `splits` workgroups share the keys of one or two tokens (flash_decode.wgsl, flash_combine.wgsl).
+    "split": `splits` workgroups share the keys of one or two tokens (flash_decode.wgsl, without `last` also
+    flash_combine.wgsl).
     "tiled": a workgroup takes a tile of queries through all keys (flash_prefill.wgsl).
     """
 
@@ -39,6 +42,7 @@ class Way:
     keys: int = 64  # split: of a tile
     splits: int = 1
     lanes: int = 1  # split: threads that share a key's scores
+    last: bool = False  # split: the workgroup that comes last adds the parts up
     rows: int = 4  # tiled: queries of a thread
     staged: bool = True  # tiled: keys and values go through workgroup memory
 
@@ -74,10 +78,19 @@ class Way:
         search = -(-self.keys // share) * (2 + self.lanes) + share
         return 1 + scores + search + heads + self.keys // (self.workgroup // eights) * (2 + heads)
 
+    def rounds_after(self, group: int, hd: int) -> int:
+        """Rounds that a thread makes once: adding up the parts (lib/combine.wgsl)."""
+        if self.kernel != "split":
+            return 0
+        heads = self.heads(group)
+        share, fours, blocks = self.workgroup // heads, heads * hd // 4, heads * hd // 32
+        sums = -(-fours // self.workgroup) * (1 + share + 3 * self.splits + 16)
+        return share + 2 * -(-self.splits // share) + sums + -(-blocks // self.workgroup) * (1 + 5 * 16 + 3 * 32 + 8)
+
     def most_keys(self, device: Device, group: int, hd: int) -> int:
         """How many cached keys it can walk through before a driver that counts loops would stop it."""
         tile = {"split": self.keys, "tiled": KEYS, "direct": DIRECT}[self.kernel]
-        return self.splits * (device.max_rounds // self.rounds(group, hd) * tile)
+        return self.splits * ((device.max_rounds - self.rounds_after(group, hd)) // self.rounds(group, hd) * tile)
 
 
 def problem_of(n: int, heads: int, kv_heads: int, hd: int, cached: str, rows: int, window: int) -> Problem:
@@ -92,6 +105,8 @@ def _ways(device: Device, problem: Problem) -> list[Way]:
     found = [Way("direct")] if problem["type"] != "kv_q8" else []
     if not window and hd % 8 == 0:
         few = _splits(device, problem) if problem["n"] <= FEW else []
+        if few and _can_count(device):
+            few = [*(replace(way, last=True) for way in few), few[0]]
         found = [*few, *_tiles(device, hd, problem["type"]), *found]
     limit, seen = device.limits["max-compute-workgroup-storage-size"], min(window or problem["rows"], problem["rows"])
     fitting = [way for way in found if way.memory(group, hd) <= limit]
@@ -110,6 +125,12 @@ def _tiles(device: Device, hd: int, cached: str) -> list[Way]:
     found = [Way("tiled", rows=rows, staged=staged) for staged in (True, False) for rows in sizes]
     # Eight queries a thread that unpacks keys of 10 bits itself spill, too.
     return [way for way in found if cached != "kv_q8" or way.staged or way.rows < 8]
+
+
+def _can_count(device: Device) -> bool:
+    """Whether a workgroup may read what others of its dispatch wrote, and nine buffers fit."""
+    bindings = device.limits["max-storage-buffers-per-shader-stage"]
+    return "memory-decoration-coherent" in device.features and bindings >= LAST_BINDINGS
 
 
 def _splits(device: Device, problem: Problem) -> list[Way]:

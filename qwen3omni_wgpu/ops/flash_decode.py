@@ -9,10 +9,10 @@ from ..gpu.kernel import Param
 from .attention_ways import Way
 
 
-def split_params(way: Way, n: int, heads: int, kv_heads: int, hd: int, cached: str) -> dict[str, Param]:
-    """What both kernels need to know."""
-    shape: dict[str, Param] = {"N": n, "H": heads, "KV": kv_heads, "HD": hd, "CACHED": cached, "WIDE": True}
-    return shape | {"SPLITS": way.splits, "KEYS": way.keys}
+def fits_one_dispatch(way: Way, n: int, heads: int, kv_heads: int) -> bool:
+    """Whether `add_split` can turn the queries and grow the cache, too: a key must be written by who reads it."""
+    group = heads // kv_heads
+    return n == 1 and way.heads(group) == group
 
 
 def add_split(
@@ -25,8 +25,8 @@ def add_split(
     shape: tuple[int, int, int, int],
     scale: float,
     turn: Mapping[str, Param] | None = None,
-) -> Tensor:
-    """The first dispatch, shape: N, H, KV, HD. -> what `add_combine` reads.
+) -> tuple[Tensor, int]:
+    """shape: N, H, KV, HD -> [N, H * HD], and how many dispatches it took.
 
     Without `turn` (the parameters of lib/turn.wgsl) inputs are the queries [N, H * HD], and the cache has the step's
     keys and values; else x, positions, freqs and perhaps norms, and the dispatch writes the cache, too.
@@ -34,29 +34,31 @@ def add_split(
     n, heads, kv_heads, hd = shape
     group = heads // kv_heads
     together = way.heads(group)
-    scratch = plan.empty(((way.splits * (hd + 4) + hd) * n * heads,), "f32", f"{inputs[0].name}.parts")
-    params = split_params(way, n, heads, kv_heads, hd, values.dtype)
-    params |= {**(turn or {}), "WG": way.workgroup, "LANES": way.lanes, "HEADS": together}
-    params |= {"AT_ONCE": way.at_once(hd), "SCALE": float(scale), "FUSED": turn is not None}
-    kernel = Kernel.of("flash_decode.wgsl", **params)
+    y = plan.empty((n, heads * hd), "f32", f"{inputs[0].name}.attention")
+    parts = way.splits * (hd + 4) * n * heads
+    counters = n * heads // together
+    scratch = _counted(plan, counters, parts) if way.last else plan.empty((parts,), "f32", f"{y.name}.parts")
+    params: dict[str, Param] = {"N": n, "H": heads, "KV": kv_heads, "HD": hd, "CACHED": values.dtype, "WIDE": True}
+    params |= {"SPLITS": way.splits, "KEYS": way.keys, "LAST": way.last}
+    mine = params | {**(turn or {}), "WG": way.workgroup, "LANES": way.lanes, "HEADS": together}
+    mine |= {"AT_ONCE": way.at_once(hd), "SCALE": float(scale), "FUSED": turn is not None}
+    kernel = Kernel.of("flash_decode.wgsl", **mine)
     grid = (kv_heads * group // together, n, way.splits)
-    nbytes, flops = keys.nbytes + values.nbytes + scratch.nbytes, 4 * n * heads * hd * keys.shape[0]
-    if turn is not None:
-        plan.add(op, kernel, [*inputs, plan.state], [scratch, keys, values], grid, nbytes=nbytes, flops=flops)
-    else:
-        plan.add(op, kernel, [*inputs, keys, values, plan.state], [scratch], grid, nbytes=nbytes, flops=flops)
-    return scratch
+    nbytes, flops = keys.nbytes + values.nbytes + 4 * parts, 4 * n * heads * hd * keys.shape[0]
+    inputs = [*inputs, plan.state] if turn is not None else [*inputs, keys, values, plan.state]
+    outputs = [scratch, *([keys, values] if turn is not None else []), *([y] if way.last else [])]
+    plan.add(op, kernel, inputs, outputs, grid, nbytes=nbytes, flops=flops)
+    if way.last:
+        return y, 1
+    kernel = Kernel.of("flash_combine.wgsl", WG=max(32, hd // 4), HEADS=1, **params)
+    plan.add(f"{op}.combine", kernel, [scratch, plan.state], [y], (heads, n, 1), nbytes=4 * parts)
+    return y, 2
 
 
-def add_combine(
-    plan: Plan, op: str, way: Way, scratch: Tensor, keys: Tensor, values: Tensor, shape: tuple[int, int, int, int]
-) -> Tensor:
-    """The second dispatch: [N, H * HD]."""
-    n, heads, kv_heads, hd = shape
-    y = plan.empty((n, heads * hd), "f32", f"{scratch.name}.attention")
-    params = split_params(way, n, heads, kv_heads, hd, values.dtype)
-    # A thread for four dimensions, twice and more where there are parts to read.
-    side = max(1, min(8, way.splits, 256 // (hd // 4)))
-    kernel = Kernel.of("flash_combine.wgsl", WG=hd // 4 * side, AT_ONCE=min(4, -(-way.splits // side)), **params)
-    plan.add(f"{op}.combine", kernel, [scratch, keys, values, plan.state], [y], (heads, n, 1), nbytes=scratch.nbytes)
-    return y
+def _counted(plan: Plan, counters: int, parts: int) -> Tensor:
+    """Counters, which are 0 between dispatches, and room for the parts: one for all plans, as they run one by one."""
+    size = -(-counters // 4) * 4 + parts
+    key = ("attention parts", counters, size)
+    if key not in plan.device.cache:
+        plan.device.cache[key] = Tensor.empty(plan.device, (size,), "f32", "attention.parts")
+    return plan.device.cache[key]

@@ -1,4 +1,4 @@
-"""Everything between a layer's qkv matmul and its output matmul: one dispatch where few tokens see few keys."""
+"""Everything between a layer's qkv matmul and its output matmul: one dispatch for one token, or few with few keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ..reference.rope import Sections
 from .attention import TOLERANCE, attention
 from .attention_ways import Way, problem_of
 from .choice import choose
-from .flash_decode import add_combine, add_split
+from .flash_decode import add_split, fits_one_dispatch
 from .guard import expect, require, workgroup_for
-from .rope import TOLERANCE_F16, TOLERANCES, expect_cache, expect_turn, grown, rope_qkv, turn_params, turned
+from .guard import values as read_values
+from .rope import TOLERANCES, expect_cache, expect_turn, grown, rope_qkv, turn_params, turned
 
 # Keys a workgroup has scores for, and tokens.
 MOST_KEYS = 32
@@ -39,8 +40,8 @@ def rope_attention(
 ) -> Tensor:
     """rope_qkv, then attention over the cache: x [N, (H + 2 KV) * HD] -> [N, H * HD]; arguments as those two have them.
 
-    One dispatch for one or two tokens with a cache [S, KV * HD] of at most 32 rows; for one or two tokens with a longer
-    one also two, parts of the keys side by side and then their sum; else those two. `way`: see `attention`.
+    One dispatch for one or two tokens with a cache [S, KV * HD] of at most 32 rows and for one token with a longer one;
+    else those two. `way`: see `attention`.
     """
     op = "rope_attention"
     expect(op, x, (None, None))
@@ -56,10 +57,10 @@ def rope_attention(
     rows, group = keys.shape[0], heads // kv_heads
     floats = n * ((group + 2) * hd + 2 * group * rows + 8 * (group + 1))  # of workgroup memory
     fits = 4 * floats + 1024 <= plan.device.limits["max-compute-workgroup-storage-size"]
+    turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
     if n > MOST_TOKENS or rows > MOST_KEYS or not fits or values.dtype == "kv_q8":
         chosen = way or choose(plan.device, problem_of(n, heads, kv_heads, hd, values.dtype, rows, 0))
-        turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
-        if chosen.kernel == "split":
+        if chosen.kernel == "split" and fits_one_dispatch(chosen, n, heads, kv_heads):
             return _split(plan, chosen, x, positions, freqs, heads, kv_heads, keys, values, scale, **turn)
         q = rope_qkv(plan, x, positions, freqs, heads, kv_heads, keys, values, **turn)
         return attention(plan, q, keys, values, heads, kv_heads, scale, way=chosen)
@@ -70,25 +71,7 @@ def rope_attention(
     inputs = [x, positions, freqs, *([norms] if norms is not None else []), plan.state]
     nbytes = keys.nbytes + values.nbytes + 8 * n * width
     plan.add(op, kernel, inputs, [y, keys, values], (kv_heads, 1, 1), nbytes=nbytes, flops=4 * n * heads * hd * rows)
-
-    def twin(
-        n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, old_keys: np.ndarray,
-        old_values: np.ndarray, *norms: np.ndarray,
-    ) -> list[np.ndarray]:  # fmt: skip
-        rows = x[:n_tokens].reshape(-1, slots, hd)
-        of_q, of_k = (norms[0][:hd], norms[0][hd:]) if norms else (None, None)
-        new_keys, new_values = old_keys.copy(), old_values.copy()
-        new = slice(n_past, n_past + len(rows))
-        new_keys[new] = turned(rows[:, heads : heads + kv_heads], positions, freqs, of_k, eps, style, sections)
-        new_values[new] = rows[:, heads + kv_heads :].reshape(len(rows), -1)
-        q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections).reshape(-1, heads, hd)
-        # A key on the border between two halves may round the other way: keys are judged, then used as they are.
-        k, v = (cache.numpy()[: new.stop].astype(np.float32).reshape(-1, kv_heads, hd) for cache in (keys, values))
-        return [reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1), new_keys, new_values]
-
-    read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
-    # Scores off by the rotation's 1e-6 or so move the shares by as much.
-    plan.check(twin, read, [y, keys, values], TOLERANCE_F16 if keys.dtype == "f16" else 2 * TOLERANCE)
+    _check(plan, 1, x, positions, freqs, heads, kv_heads, keys, values, scale, y, **turn)
     return y
 
 
@@ -96,42 +79,44 @@ def _split(
     plan: Plan, way: Way, x: Tensor, positions: Tensor, freqs: Tensor, heads: int, kv_heads: int, keys: Tensor,
     values: Tensor, scale: float, *, style: str, sections: Sections, norms: Tensor | None, eps: float,
 ) -> Tensor:  # fmt: skip
-    """One or two tokens over a long cache: turning and parts of the sums in one dispatch, then one for the whole."""
+    """One token over a long cache: its queries turned, its key and value cached, and the keys in parts."""
     n, width = x.shape
-    slots = heads + 2 * kv_heads
-    hd = width // slots
-    shape = (n, heads, kv_heads, hd)
+    hd = width // (heads + 2 * kv_heads)
     most = way.most_keys(plan.device, heads // kv_heads, hd)
     require("rope_attention", keys.shape[0] <= most, f"{keys.name} has {keys.shape[0]} rows, this device can do {most}")
     inputs = [x, positions, freqs, *([norms] if norms is not None else [])]
     params = turn_params(plan, hd, freqs, style, sections, norms, eps)
-    scratch = add_split(plan, "rope_attention", way, inputs, keys, values, shape, scale, params)
+    shape = (n, heads, kv_heads, hd)
+    y, steps = add_split(plan, "rope_attention", way, inputs, keys, values, shape, scale, params)
+    turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
+    _check(plan, steps, x, positions, freqs, heads, kv_heads, keys, values, scale, y, **turn)
+    return y
 
+
+def _check(
+    plan: Plan, steps: int, x: Tensor, positions: Tensor, freqs: Tensor, heads: int, kv_heads: int, keys: Tensor,
+    values: Tensor, scale: float, y: Tensor, *, style: str, sections: Sections, norms: Tensor | None, eps: float,
+) -> None:  # fmt: skip
+    """The last `steps` dispatches against their twin."""
+    slots = heads + 2 * kv_heads
     mixed = values.dtype == "kv_q8"
 
-    def cache_twin(
+    def twin(
         n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, old_keys: np.ndarray,
         old_values: np.ndarray, *norms: np.ndarray,
     ) -> list[np.ndarray]:  # fmt: skip
-        rows = x[:n_tokens].reshape(-1, slots, hd)[:, heads:]
-        of_k = norms[0][hd:] if norms else None
-        return list(grown(rows, n_past, old_keys, old_values, of_k, (positions, freqs, eps, style, sections), mixed))
+        rows = x[:n_tokens].reshape(len(x[:n_tokens]), slots, -1)
+        of_q, of_k = (norms[0][: rows.shape[2]], norms[0][rows.shape[2] :]) if norms else (None, None)
+        turn = (positions, freqs, eps, style, sections)
+        caches = grown(rows[:, heads:], n_past, old_keys, old_values, of_k, turn, mixed)
+        q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed).reshape(len(rows), heads, -1)
+        # A key on the border between two steps may round the other way: keys are judged, then used as they are.
+        stored = (read_values(cache)[: n_past + len(rows)] for cache in (keys, values))
+        k, v = (cache.reshape(-1, kv_heads, rows.shape[2]) for cache in stored)
+        result = reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1)
+        return [mix_blocks(result) if mixed else result, *caches]
 
     read = [x, positions, freqs, keys, values, *([norms] if norms is not None else [])]
-    plan.check(cache_twin, read, [keys, values], TOLERANCES[values.dtype])
-    y = add_combine(plan, "rope_attention", way, scratch, keys, values, shape)
-
-    def twin(
-        n_past: int, n_tokens: int, x: np.ndarray, positions: np.ndarray, freqs: np.ndarray, keys: np.ndarray,
-        values: np.ndarray, *norms: np.ndarray,
-    ) -> list[np.ndarray]:  # fmt: skip
-        rows = x[:n_tokens].reshape(-1, slots, hd)
-        of_q = norms[0][:hd] if norms else None
-        q = turned(rows[:, :heads], positions, freqs, of_q, eps, style, sections, mixed).reshape(-1, heads, hd)
-        k, v = (cache[: n_past + len(rows)].reshape(-1, kv_heads, hd) for cache in (keys, values))
-        result = reference.attention(q, k, v, n_past, scale).reshape(len(rows), -1)
-        return [mix_blocks(result) if mixed else result]
-
-    # Scores off by the rotation's 1e-6 or so move the shares by as much. Keys and values are judged above.
-    plan.check(twin, read, [y], 2 * TOLERANCE)
-    return y
+    # Scores off by the rotation's 1e-6 or so move the shares by as much.
+    of_caches = TOLERANCES[values.dtype]
+    plan.check(twin, read, [y, keys, values], (2 * TOLERANCE, of_caches, of_caches), steps)

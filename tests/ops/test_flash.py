@@ -47,9 +47,10 @@ class Layer:
         assert np.isnan(found[used:]).all()
 
 
-def test_one_plan_serves_every_past(device):
+@pytest.mark.parametrize("last", [True, False])
+def test_one_plan_serves_every_past(device, last):
     """Around the borders of tiles and parts: 4 parts of at least 64 keys."""
-    layer = Layer(device, 2, Way("split", 8, 64, 4, 1))
+    layer = Layer(device, 2, Way("split", 8, 64, 4, 1, last=last))
     for past in (0, 1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300, 511, 512, 513, ROWS - 2):
         layer.check(past, 2)
     layer.check(70, 1)
@@ -64,11 +65,25 @@ def test_one_plan_of_tiles_serves_every_past(device):
     layer.plan.free()
 
 
-def test_empty_parts_leave_nothing_behind(device):
+@pytest.mark.parametrize("last", [True, False])
+def test_empty_parts_leave_nothing_behind(device, last):
     """A long context first, then a short one: what the parts had left is not read again."""
-    layer = Layer(device, 1, Way("split", 8, 64, 8, 1))
+    layer = Layer(device, 1, Way("split", 8, 64, 8, 1, last=last))
     for past in (590, 3, 100, 0):
         layer.check(past, 1)
+    layer.plan.free()
+
+
+def test_whoever_comes_last(device):
+    """Parts end in any order on all cores, and are added up in one order: every replay gives the same bits."""
+    layer = Layer(device, 2, Way("split", 8, 64, 8, 1, last=True))
+    for past in (590, 130):
+        layer.check(past, 2)
+        first = layer.y.numpy()
+        for _ in range(100):
+            layer.y.fill(0xFF)
+            layer.plan.run()
+            np.testing.assert_array_equal(layer.y.numpy(), first)
     layer.plan.free()
 
 
@@ -97,7 +112,8 @@ def test_a_long_context_keeps_forty_units_busy(device, monkeypatch):
 def test_parts_raise_what_a_driver_that_counts_can_do(device):
     ways = [Way("split", 16, 64, splits, 1) for splits in (1, 8)]
     few, many = (way.most_keys(device, 8, 128) for way in ways)
-    assert many == 8 * few
+    # What adding up the parts takes is no longer there for keys.
+    assert 7.5 * few < many < 8 * few
 
 
 @pytest.mark.parametrize("bits", [8, 10])

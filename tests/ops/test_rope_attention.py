@@ -9,6 +9,7 @@ from qwen3omni_wgpu.reference.rope import rope_frequencies
 
 pytestmark = pytest.mark.gpu
 HEADS, KV, HD, STEPS = 4, 2, 32, 16
+COUNTING = {"memory-decoration-coherent"}
 
 
 class Layer:
@@ -89,12 +90,24 @@ def test_new_keys_and_values_are_read_as_they_are_stored(device):
     plan.free()
 
 
-def test_what_is_too_long_or_too_many_takes_two_dispatches(device):
+@pytest.mark.parametrize("counting", [True, False])
+def test_how_many_dispatches_it_takes(device, counting, monkeypatch):
+    """One for few tokens with few keys and for one with any; another where workgroups cannot see what others wrote."""
+    monkeypatch.setattr(device, "features", device.features | COUNTING if counting else device.features - COUNTING)
     plan = Plan(device)
-    for n, rows, steps in ((2, 32, 1), (1, 33, 2), (3, 32, 2)):
+    for n, rows, steps in ((2, 32, 1), (1, 33, 1 if counting else 2), (2, 33, 2 if counting else 3), (3, 32, 2)):
         plan.steps.clear()
         x, positions = plan.empty((n, 8 * HD), "f32", "x"), plan.empty((n, 3), "f32", "positions")
         keys, values = (plan.empty((rows, KV * HD), "f32", name) for name in "kv")
         freqs = plan.empty((HD // 2,), "f32", "freqs")
         ops.rope_attention(plan, x, positions, freqs, HEADS, KV, keys, values, 1.0, style="neox")
         assert len(plan.steps) == steps
+
+
+def test_query_heads_in_two_workgroups_take_two_dispatches(device):
+    """9 heads a key/value head go by 3: none of those workgroups could write the key that the others read."""
+    plan = Plan(device)
+    x, positions = plan.empty((1, 11 * 64), "f32", "x"), plan.empty((1, 3), "f32", "positions")
+    keys, values = (plan.empty((100, 64), "f32", name) for name in "kv")
+    ops.rope_attention(plan, x, positions, plan.empty((32,), "f32", "freqs"), 9, 1, keys, values, 1.0, style="neox")
+    assert [step.kernel.name for step in plan.steps] == ["rope_qkv", "flash_decode"]

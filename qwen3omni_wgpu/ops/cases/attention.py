@@ -27,7 +27,7 @@ from .make import (
 # Ways of attention that no rule chooses for the small cases.
 WAYS: tuple[dict[str, Any], ...] = (
     {"kernel": "split", "workgroup": 128, "splits": 4, "lanes": 8},
-    {"kernel": "split", "workgroup": 64, "splits": 8, "lanes": 4},
+    {"kernel": "split", "workgroup": 64, "splits": 8, "lanes": 4, "last": True},
     {"kernel": "tiled", "rows": 8, "staged": True},
     {"kernel": "direct"},
 )
