@@ -97,6 +97,15 @@ class Plan:
         """An intermediate result; its memory is shared with others once it is no longer read."""
         return Tensor.pending(self.device, shape, dtype, name)
 
+    def lasting(self, shape: tuple[int, ...], dtype: str, name: str) -> Tensor:
+        """Memory of the plan's own, one for a name and shape: zeros at first, then what replays leave there."""
+        key = "lasting", name, shape, dtype
+        if key not in self.memo:
+            tensor = self.empty(shape, dtype, name) if self.dry else Tensor.empty(self.device, shape, dtype, name)
+            self._scratch += [part.storage.buffer for part in tensor.parts if not self.dry]
+            self.memo[key] = tensor
+        return self.memo[key]
+
     def add(
         self,
         op: str,

@@ -1,18 +1,20 @@
 """Recorded steps to command buffers, straight through the C interface and with nothing looked up on the way.
 
-wgpu-py's own wrappers cost three times as much a dispatch. The calls of a dispatch go through ctypes, not cffi: they
-are short and call nothing back, so they keep the interpreter's lock, which cffi gives up and takes again each time
-(a tenth of a recording; docs/LOG.md). Errors of a recording show when its encoder is finished.
+wgpu-py's own wrappers cost three times as much a dispatch. The calls of all dispatches go to the machine's own loop
+where there is one (machine_loop.py), else through ctypes, not cffi: they are short and call nothing back, so they keep
+the interpreter's lock, which cffi gives up and takes again each time. Errors of a recording show when its encoder is
+finished.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wgpu.backends.wgpu_native import lib_path
 
+from . import machine_loop
 from .device import Device, ffi, lib
 
 if TYPE_CHECKING:
@@ -33,14 +35,21 @@ for _call in (_set_pipeline, _set_group, _set_immediates, _dispatch):
     _call.restype = None
 
 
+class Dispatches(NamedTuple):
+    """Steps as the C interface takes them."""
+
+    calls: list[Call]
+    packed: machine_loop.Packed | None  # the same for the machine's loop, where there is one
+
+
 class Submit(NamedTuple):
     """Dispatches that go to the device together."""
 
-    calls: list[Call]
+    dispatches: Dispatches
     flops: int
 
 
-def resolve(steps: Sequence[Step]) -> list[Call]:
+def resolve(steps: Sequence[Step]) -> Dispatches:
     """What the C interface takes for each step of a finished plan; the first call says its pipeline."""
     calls: list[Call] = []
     last = None
@@ -52,7 +61,20 @@ def resolve(steps: Sequence[Step]) -> list[Call]:
         immediates = (_pointer(step.c_immediates), ctypes.c_size_t(size)) if size else None
         calls.append((pipeline, _pointer(step.group._internal), immediates, *step.grid))
         last = handle
-    return calls
+    return Dispatches(calls, machine_loop.packed(_words(calls)))
+
+
+def _words(calls: Iterable[Call]) -> Iterator[tuple[int, ...]]:
+    """The calls of the C interface, each its address and the arguments behind the compute pass."""
+    functions = (_set_pipeline, _set_group, _set_immediates, _dispatch)
+    of_pipeline, of_group, of_immediates, of_dispatch = (ctypes.cast(one, Pointer).value or 0 for one in functions)
+    for pipeline, group, immediates, x, y, z in calls:
+        if pipeline is not None:
+            yield of_pipeline, pipeline.value or 0
+        yield of_group, 0, group.value or 0, 0, 0
+        if immediates is not None:
+            yield of_immediates, 0, immediates[0].value or 0, immediates[1].value
+        yield of_dispatch, x, y, z
 
 
 def _pointer(data: Any) -> Pointer:
@@ -60,13 +82,16 @@ def _pointer(data: Any) -> Pointer:
     return Pointer(int(ffi.cast("uintptr_t", data)))
 
 
-def record(compute: Any, calls: Iterable[Call]) -> None:
+def record(compute: Any, dispatches: Dispatches) -> None:
     """Dispatches into a compute pass (cffi's pointer)."""
     into = _pointer(compute)
+    if dispatches.packed is not None:
+        machine_loop.run(dispatches.packed, into)
+        return
     # Arguments have their C types already, but for indices and grids: ctypes passes an int as a C int.
     set_pipeline, set_group, set_immediates, dispatch = _set_pipeline, _set_group, _set_immediates, _dispatch
     none = ctypes.c_size_t(0)
-    for pipeline, group, immediates, x, y, z in calls:
+    for pipeline, group, immediates, x, y, z in dispatches.calls:
         if pipeline is not None:
             set_pipeline(into, pipeline)
         set_group(into, 0, group, none, None)
@@ -77,23 +102,26 @@ def record(compute: Any, calls: Iterable[Call]) -> None:
 
 def encode(device: Device, submits: Iterable[Submit], most: float, copies: Sequence[Copy] = ()) -> list[Any]:
     """Command buffers, one a submit: neighbours together up to `most` FLOP, and the copies after the last of them."""
-    together: list[Submit] = []
+    together: list[list[Submit]] = []
+    flops = 0
     for submit in submits:
-        if together and together[-1].flops + submit.flops <= most:
-            last = together.pop()
-            submit = Submit(last.calls + submit.calls, last.flops + submit.flops)
-        together.append(submit)
+        if together and flops + submit.flops <= most:
+            together[-1].append(submit)
+            flops += submit.flops
+        else:
+            together.append([submit])
+            flops = submit.flops
     return [
-        _commands(device, submit.calls, () if i < len(together) else copies)
-        for i, submit in enumerate(together or [Submit([], 0)], 1)
+        _commands(device, some, () if i < len(together) else copies) for i, some in enumerate(together or [[]], 1)
     ]
 
 
-def _commands(device: Device, calls: list[Call], copies: Sequence[Copy]) -> Any:
+def _commands(device: Device, submits: list[Submit], copies: Sequence[Copy]) -> Any:
     encoder = device.handle.create_command_encoder()
-    if calls:
+    if submits:
         compute = encoder.begin_compute_pass()
-        record(compute._internal, calls)
+        for submit in submits:
+            record(compute._internal, submit.dispatches)
         compute.end()
     for source, at, target, to, size in copies:
         lib.wgpuCommandEncoderCopyBufferToBuffer(encoder._internal, source, at, target, to, size)

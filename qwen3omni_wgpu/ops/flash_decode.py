@@ -36,11 +36,13 @@ def add_split(
     together = way.heads(group)
     y = plan.empty((n, heads * hd), "f32", f"{inputs[0].name}.attention")
     parts = way.splits * (hd + 4) * n * heads
-    counters = n * heads // together
-    scratch = _counted(plan, counters, parts) if way.last else plan.empty((parts,), "f32", f"{y.name}.parts")
-    params: dict[str, Param] = {"N": n, "H": heads, "KV": kv_heads, "HD": hd, "CACHED": values.dtype, "WIDE": True}
+    if way.last:  # the counters before the parts are 0 between dispatches
+        scratch = plan.lasting((-(-n * heads // together // 4) * 4 + parts,), "f32", "attention.parts")
+    else:
+        scratch = plan.empty((parts,), "f32", f"{y.name}.parts")
+    params: dict[str, Param] = {"N": n, "H": heads, "KV": kv_heads, "HD": hd, "CACHED": values.dtype}
     params |= {"SPLITS": way.splits, "KEYS": way.keys, "LAST": way.last}
-    mine = params | {**(turn or {}), "WG": way.workgroup, "LANES": way.lanes, "HEADS": together}
+    mine = params | {**(turn or {}), "WG": way.workgroup, "LANES": way.lanes, "HEADS": together, "WIDE": True}
     mine |= {"AT_ONCE": way.at_once(hd), "SCALE": float(scale), "FUSED": turn is not None}
     kernel = Kernel.of("flash_decode.wgsl", **mine)
     grid = (kv_heads * group // together, n, way.splits)
@@ -54,11 +56,3 @@ def add_split(
     plan.add(f"{op}.combine", kernel, [scratch, plan.state], [y], (heads, n, 1), nbytes=4 * parts)
     return y, 2
 
-
-def _counted(plan: Plan, counters: int, parts: int) -> Tensor:
-    """Counters, which are 0 between dispatches, and room for the parts: one for all plans, as they run one by one."""
-    size = -(-counters // 4) * 4 + parts
-    key = ("attention parts", counters, size)
-    if key not in plan.device.cache:
-        plan.device.cache[key] = Tensor.empty(plan.device, (size,), "f32", "attention.parts")
-    return plan.device.cache[key]

@@ -227,7 +227,7 @@ def test_replays_set_a_pipeline_once_in_a_row(device):
     y = ops.rms_norm(plan, ops.add(plan, ops.add(plan, x, x), x), weight, 1e-6)
     z = ops.add(plan, y, x)
     (submit,) = plan.finish(keep=[z]).replay()
-    assert [call[0] is None for call in submit.calls] == [False, True, False, False]
+    assert [call[0] is None for call in submit.dispatches.calls] == [False, True, False, False]
     assert plan.replay()[0] is submit
     plan.run()
     expected = 3 * array / np.sqrt((9.0 * array**2).mean(axis=1, keepdims=True) + 1e-6) + array
