@@ -131,11 +131,14 @@ _FEATURES = {
     "shader-f16": "f16 KV cache and weights are unpacked with more instructions",
     "subgroup": "sums inside a workgroup take the slower way",
     "timestamp-query-inside-passes": "--trace cannot time single dispatches",
+    "memory-decoration-coherent": "attention takes a second dispatch a layer and token",
     "mappable-primary-buffers": "weights are copied through a staging buffer while loading",
 }
 
 
 def _device(device: "Device", common: Common, facts: dict[str, Any]) -> "Iterator[Check]":
+    from qwen3omni_wgpu.gpu import machine_loop
+
     info = device.info
     facts["device"] = {**asdict(info), "features": sorted(device.features), "limits": device.limits, "uma": device.uma}
     if info.software and not common.cpu:
@@ -152,6 +155,7 @@ def _device(device: "Device", common: Common, facts: dict[str, Any]) -> "Iterato
         fix = "" if found else f"works without, but {without}; a newer driver may have it"
         yield Check("OK" if found else "WARN", f"feature {feature}", "yes" if found else "no", fix)
     yield from limits(device.limits)
+    yield Check("OK", "calls of a token", "in one loop" if machine_loop.available() else "one by one from Python")
     rate = copy_rate(device)
     facts["copy_bytes_per_second"] = rate
     yield Check("OK", "memory speed", f"{rate / 1e9:.1f} GB/s (copy, read plus write)")

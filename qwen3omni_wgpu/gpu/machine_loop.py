@@ -52,9 +52,14 @@ class Packed(NamedTuple):
     end: ctypes.c_void_p
 
 
+def available() -> bool:
+    """Whether calls are made by the loop here."""
+    return _loop() is not None
+
+
 def packed(calls: Iterable[tuple[int, ...]]) -> Packed | None:
     """Calls for `run`, each an address and up to four arguments behind the first; None where there is no loop."""
-    if _loop() is None:
+    if not available():
         return None
     rows = [(*call, *[0] * (1 + ARGUMENTS - len(call))) for call in calls]
     words = np.array(rows, np.uint64).reshape(len(rows), 1 + ARGUMENTS)

@@ -105,7 +105,7 @@ def _ways(device: Device, problem: Problem) -> list[Way]:
     found = [Way("direct")] if problem["type"] != "kv_q8" else []
     if not window and hd % 8 == 0:
         few = _splits(device, problem) if problem["n"] <= FEW else []
-        if few and _can_count(device):
+        if few and adds_up_last(device):
             few = [*(replace(way, last=True) for way in few), few[0]]
         found = [*few, *_tiles(device, hd, problem["type"]), *found]
     limit, seen = device.limits["max-compute-workgroup-storage-size"], min(window or problem["rows"], problem["rows"])
@@ -127,8 +127,8 @@ def _tiles(device: Device, hd: int, cached: str) -> list[Way]:
     return [way for way in found if cached != "kv_q8" or way.staged or way.rows < 8]
 
 
-def _can_count(device: Device) -> bool:
-    """Whether a workgroup may read what others of its dispatch wrote, and nine buffers fit."""
+def adds_up_last(device: Device) -> bool:
+    """Whether a workgroup may read what others of its dispatch wrote, and enough buffers can be bound for that."""
     bindings = device.limits["max-storage-buffers-per-shader-stage"]
     return "memory-decoration-coherent" in device.features and bindings >= LAST_BINDINGS
 
