@@ -379,7 +379,7 @@ def test_dispatches_of_the_30b(tmp_path, device, adapter_kind):
     # Rows of whole pairs of blocks, as the kernels of GPUs take them.
     Case(tmp_path / "model", 1, talker_layers=20, predictor_layers=5, talker_hidden=64, talker_moe=64)
     with Loaded(talker_file(tmp_path / "model"), device) as talker:
-        assert talker.dispatches <= 570
+        assert talker.dispatches <= 550
 
 
 def test_what_a_talker_refuses(case, talker, device):
