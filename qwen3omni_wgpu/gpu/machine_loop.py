@@ -1,6 +1,6 @@
 """Many short C calls in one go, without Python between them, on Linux with x86-64.
 
-A token is recorded by some 900 calls that take 0.1 us each, and Python needs twice as long as that to make one
+A token is recorded by some 900 calls that take 0.2 us each, and to make one from Python takes as long again
 (docs/LOG.md). A compiled extension would want a compiler or a wheel for every platform; the loop is 56 bytes of machine
 code. Elsewhere, and where the system lets no program write code, gpu/replay.py makes the calls one by one.
 """
