@@ -113,7 +113,7 @@ def test_parts_raise_what_a_driver_that_counts_can_do(device):
     ways = [Way("split", 16, 64, splits, 1) for splits in (1, 8)]
     few, many = (way.most_keys(device, 8, 128) for way in ways)
     # What adding up the parts takes is no longer there for keys.
-    assert 7.5 * few < many < 8 * few
+    assert 7.5 * few < many <= 8 * few
 
 
 @pytest.mark.parametrize("bits", [8, 10])
