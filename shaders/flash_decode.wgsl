@@ -6,7 +6,8 @@
 // LAST: the workgroup that comes last adds the parts up; they are @coherent, stored before a barrier that releases them
 // and read behind one that acquires them, with an atomic counter between the two. Else flash_combine.wgsl adds them up.
 // FUSED, one token: x is [1, (H + 2 KV) * HD]; every workgroup turns its queries (lib/turn.wgsl), and the one with the last
-// key puts it and its value into the cache first. Else q is [N, H * HD], and the cache has the step's keys already.
+// key puts it and its value into the cache; it does not read them there, as its threads may have caches of their own.
+// Else q is [N, H * HD], and the cache has the step's keys already.
 // Bindings: x, positions, freqs, norms, q, keys, values, state, scratch, keys, values, o. Called by ops/flash_decode.py.
 //# include "lib/cell.wgsl"
 //# include "lib/cached.wgsl"
@@ -109,6 +110,30 @@ fn head_value(start: u32, head: u32, d: u32) -> f32 {
 //# endif
 }
 
+// Key or value of the token, as the cache keeps them.
+fn own_four(at: u32) -> vec4<f32> {
+    return vec4<f32>(fresh_pair[at], fresh_pair[at + 1u], fresh_pair[at + 2u], fresh_pair[at + 3u]);
+}
+
+// A share of a query's product with the token's own key.
+fn own_dot(head: u32, share: u32) -> f32 {
+    var sum = 0.0;
+    for (var four = share; four < FOURS; four += SHARE) {
+        sum += dot(query[head * FOURS + four], own_four(4u * four));
+    }
+    return CACHED_SCALE * sum;
+}
+
+// Values KEPT * i to KEPT * i + KEPT - 1 of fresh_pair, rounded as the cache keeps them.
+fn keep(i: u32) {
+    let first = i * KEPT;
+    let largest = select(127.0, 511.0, first < HD);
+    let scale = kept_scale(first, largest);
+    for (var d = first; d < first + KEPT; d++) {
+        fresh_pair[d] = kept(fresh_pair[d], scale, largest);
+    }
+}
+
 fn put(head: u32, d: u32, value: f32) {
     if (head == HEADS) {
         fresh_pair[d] = value;
@@ -201,7 +226,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let seen = state[0] + token + 1u;
     let each = keys_a_split(seen);
     let start = split * each;
+//# if FUSED
+    let stop = min(seen - 1u, start + each);
+    let has_own = start + each >= seen;
+//# else
     let stop = min(seen, start + each);
+//# endif
     if (token >= state[1] || start >= seen) {
         return;
     }
@@ -213,14 +243,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     mix_all(tid);
     workgroupBarrier();
 //# endif
-    if (stop == seen) {
+    if (has_own) {
         for (var i = tid; i < KEY_CELLS; i += WG) {
             keys[key_cell_at(seen - 1u, kv_head, i)] = key_cell(0u, i);
         }
         for (var i = tid; i < CELLS; i += WG) {
             values[cell_at(seen - 1u, kv_head, i)] = cell(HD, i);
         }
-        storageBarrier();
+        workgroupBarrier();
+        for (var i = tid; i < 2u * HD / KEPT; i += WG) {
+            keep(i);
+        }
+        workgroupBarrier();
+        if (tid < SHARE * HEADS) {
+            found[tid] = own_dot(tid % HEADS, tid / HEADS);
+        }
+        workgroupBarrier();
     }
 //# else
     for (var i = tid; i < HEADS * FOURS; i += WG) {
@@ -236,6 +274,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sums = array<vec4<f32>, 2u * HEADS>();
     var highest = LOWEST;
     var total = 0.0;
+//# if FUSED
+    if (has_own) {
+        highest = 0.0;
+        for (var i = 0u; i < SHARE; i++) {
+            highest += found[i * HEADS + of_head];
+        }
+        total = select(0.0, 1.0, tid < HEADS);
+        let counted = select(0.0, CACHED_SCALE, row == 0u);
+        for (var g = 0u; g < HEADS; g++) {
+            sums[2u * g] = counted * own_four(HD + 8u * eight);
+            sums[2u * g + 1u] = counted * own_four(HD + 8u * eight + 4u);
+        }
+        workgroupBarrier();
+    }
+//# endif
     for (var first = start; first < stop; first += KEYS) {
         var dots = array<f32, PER * HEADS>();
         for (var i = lane; i < EIGHTS; i += LANES) {

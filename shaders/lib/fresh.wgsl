@@ -1,5 +1,6 @@
 // A new head on its way into a KV cache: cell i of KEY_CELLS or CELLS (of a value), made of the HD values fresh(at),
-// fresh(at + 1) ... that the shader has in workgroup memory; and where it goes (lib/cell.wgsl).
+// fresh(at + 1) ... that the shader has in workgroup memory; and where it goes (lib/cell.wgsl). kept: what can be read
+// there afterwards, of KEPT values that share a scale.
 //# if CACHED == "kv_q8"
 const CELLS: u32 = HD / 4u + HD / 64u;
 fn cell_at(row: u32, head: u32, i: u32) -> u32 {
@@ -29,6 +30,13 @@ fn four_integers(d: u32, scale: f32, largest: f32) -> vec4<u32> {
     let values = vec4<f32>(fresh(d), fresh(d + 1u), fresh(d + 2u), fresh(d + 3u)) / scale;
     return vec4<u32>(clamp(round(values), vec4<f32>(-largest), vec4<f32>(largest)) + vec4<f32>(largest + 1.0));
 }
+const KEPT: u32 = 32u;
+fn kept_scale(first: u32, largest: f32) -> f32 {
+    return scale_of(first, largest);
+}
+fn kept(value: f32, scale: f32, largest: f32) -> f32 {
+    return clamp(round(value / scale), -largest, largest) * scale;
+}
 fn packed_bytes(v: vec4<u32>) -> u32 {
     return v.x | (v.y << 8u) | (v.z << 16u) | (v.w << 24u);
 }
@@ -55,6 +63,17 @@ fn key_cell(at: u32, i: u32) -> CELL {
 }
 //# else
 const EACH_CELL: u32 = HD / CELLS;
+const KEPT: u32 = 1u;
+fn kept_scale(first: u32, largest: f32) -> f32 {
+    return 1.0;
+}
+fn kept(value: f32, scale: f32, largest: f32) -> f32 {
+//# if CACHED == "f16"
+    return unpack2x16float(pack2x16float(vec2<f32>(value, 0.0))).x;
+//# else
+    return value;
+//# endif
+}
 fn cell_at(row: u32, head: u32, i: u32) -> u32 {
     return (row * KV + head) * CELLS + i;
 }

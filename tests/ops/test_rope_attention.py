@@ -5,6 +5,7 @@ import pytest
 
 from qwen3omni_wgpu import ops
 from qwen3omni_wgpu.gpu import Device, Plan, Tensor
+from qwen3omni_wgpu.ops.attention_ways import Way
 from qwen3omni_wgpu.reference.rope import rope_frequencies
 
 pytestmark = pytest.mark.gpu
@@ -87,6 +88,31 @@ def test_new_keys_and_values_are_read_as_they_are_stored(device):
     y = ops.rope_attention(plan, qkv, places, freqs, 1, 1, keys, values, 1.0, style="neox")
     plan.finish(keep=[y]).run()
     np.testing.assert_array_equal(y.numpy(), [[1, 2, 3, 4], [1, 3, 4, 5]])
+    plan.free()
+
+
+@pytest.mark.parametrize("past", [0, 1, 64, 65])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_key_in_parts_is_read_as_it_is_stored(device, last, past):
+    """The same for one token with a longer cache; with 64 keys before it, its own is alone in its part."""
+    hd = 64
+    x = np.zeros((3, hd), np.float32)
+    x[:, 0] = 4096, 1 + 2**-12, 1 + 2**-12
+    x[2, 1:] = np.arange(1, hd)
+    old = np.zeros((2, 100, hd), np.float16)
+    old[0, :past, 0], old[1, :past] = 1, 3
+    plan = Plan(device)
+    plan.state = Tensor.from_numpy(device, np.array([past, 1], np.uint32), "state")
+    freqs, places = (Tensor.empty(device, shape, "f32", "zeros") for shape in ((hd // 2,), (1, 3)))
+    keys, values = (Tensor.from_numpy(device, array, name) for array, name in zip(old, "kv", strict=True))
+    qkv = Tensor.from_numpy(device, x.reshape(1, -1), "qkv")
+    way = Way("split", 8, 64, 2, 1, last=last)
+    y = ops.rope_attention(plan, qkv, places, freqs, 1, 1, keys, values, 1.0, style="neox", way=way)
+    plan.finish(keep=[y]).run()
+    # All scores are alike, so this is the mean of the values.
+    expected = (3 * past + np.array([1, *range(1, hd)])) / (past + 1)
+    np.testing.assert_allclose(y.numpy()[0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(values.numpy()[past], [1, *range(1, hd)])
     plan.free()
 
 
