@@ -5,8 +5,8 @@
 // and looks for the maximum; then eight dimensions of HEADS sums a thread, ROWS keys side by side.
 // LAST: the workgroup that comes last adds the parts up; they are @coherent, stored before a barrier that releases them
 // and read behind one that acquires them, with an atomic counter between the two. Else flash_combine.wgsl adds them up.
-// FUSED, one token: x is [1, (H + 2 KV) * HD]; every workgroup turns its queries (lib/turn.wgsl), and the one with the last
-// key puts it and its value into the cache; it does not read them there, as its threads may have caches of their own.
+// FUSED, one token: x is [1, (H + 2 KV) * HD]; every workgroup turns its queries and the token's key (lib/turn.wgsl). Those
+// with the last key use theirs, rounded as the cache keeps it, and one of them puts it there: nothing is read back.
 // Else q is [N, H * HD], and the cache has the step's keys already.
 // Bindings: x, positions, freqs, norms, q, keys, values, state, scratch, keys, values, o. Called by ops/flash_decode.py.
 //# include "lib/cell.wgsl"
@@ -66,7 +66,6 @@ const_assert TURNS * AT_ONCE * ROWS == KEYS;
 const_assert 0u == (SPLITS & (SPLITS - 1u));
 //# if FUSED
 const_assert N == 1u;
-const_assert CHUNKS == 1u;
 //# endif
 //# if LAST
 const_assert SPLITS <= KEYS;
@@ -142,8 +141,8 @@ fn put(head: u32, d: u32, value: f32) {
     }
 }
 
-fn turn_all(kv_head: u32, tid: u32) {
-    let of_queries = kv_head * G * HD;
+fn turn_all(kv_head: u32, chunk: u32, tid: u32) {
+    let of_queries = (kv_head * G + chunk * HEADS) * HD;
     let of_key = (H + kv_head) * HD;
     for (var i = tid; i < PAIRS; i += WG) {
         turns[i] = turn_of(0u, i);
@@ -237,18 +236,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let head = kv_head * G + chunk * HEADS;
 //# if FUSED
-    turn_all(kv_head, tid);
+    turn_all(kv_head, chunk, tid);
     workgroupBarrier();
 //# if CACHED == "kv_q8"
     mix_all(tid);
     workgroupBarrier();
 //# endif
     if (has_own) {
-        for (var i = tid; i < KEY_CELLS; i += WG) {
-            keys[key_cell_at(seen - 1u, kv_head, i)] = key_cell(0u, i);
-        }
-        for (var i = tid; i < CELLS; i += WG) {
-            values[cell_at(seen - 1u, kv_head, i)] = cell(HD, i);
+        if (chunk == 0u) {
+            for (var i = tid; i < KEY_CELLS; i += WG) {
+                keys[key_cell_at(seen - 1u, kv_head, i)] = key_cell(0u, i);
+            }
+            for (var i = tid; i < CELLS; i += WG) {
+                values[cell_at(seen - 1u, kv_head, i)] = cell(HD, i);
+            }
         }
         workgroupBarrier();
         for (var i = tid; i < 2u * HD / KEPT; i += WG) {

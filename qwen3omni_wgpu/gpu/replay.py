@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Pointer = ctypes.c_void_p
 # (pipeline or None where the one before goes on, bind group, (immediates, their bytes) or None, grid x, y, z)
 Call = tuple[Pointer | None, Pointer, tuple[Pointer, ctypes.c_size_t] | None, int, int, int]
+# Packed for the loop of machine code where there is one, which then takes the place of the calls.
+Dispatches = list[Call] | machine_loop.Packed
 # (buffer, offset, buffer, offset, bytes)
 Copy = tuple[Any, int, Any, int, int]
 
@@ -33,13 +35,6 @@ _set_immediates = _locked.wgpuComputePassEncoderSetImmediates
 _dispatch = _locked.wgpuComputePassEncoderDispatchWorkgroups
 for _call in (_set_pipeline, _set_group, _set_immediates, _dispatch):
     _call.restype = None
-
-
-class Dispatches(NamedTuple):
-    """Steps as the C interface takes them."""
-
-    calls: list[Call]
-    packed: machine_loop.Packed | None  # the same for the machine's loop, where there is one
 
 
 class Submit(NamedTuple):
@@ -61,7 +56,8 @@ def resolve(steps: Sequence[Step]) -> Dispatches:
         immediates = (_pointer(step.c_immediates), ctypes.c_size_t(size)) if size else None
         calls.append((pipeline, _pointer(step.group._internal), immediates, *step.grid))
         last = handle
-    return Dispatches(calls, machine_loop.packed(_words(calls)))
+    packed = machine_loop.packed(_words(calls))
+    return calls if packed is None else packed
 
 
 def _words(calls: Iterable[Call]) -> Iterator[tuple[int, ...]]:
@@ -85,13 +81,13 @@ def _pointer(data: Any) -> Pointer:
 def record(compute: Any, dispatches: Dispatches) -> None:
     """Dispatches into a compute pass (cffi's pointer)."""
     into = _pointer(compute)
-    if dispatches.packed is not None:
-        machine_loop.run(dispatches.packed, into)
+    if isinstance(dispatches, machine_loop.Packed):
+        machine_loop.run(dispatches, into)
         return
     # Arguments have their C types already, but for indices and grids: ctypes passes an int as a C int.
     set_pipeline, set_group, set_immediates, dispatch = _set_pipeline, _set_group, _set_immediates, _dispatch
     none = ctypes.c_size_t(0)
-    for pipeline, group, immediates, x, y, z in dispatches.calls:
+    for pipeline, group, immediates, x, y, z in dispatches:
         if pipeline is not None:
             set_pipeline(into, pipeline)
         set_group(into, 0, group, none, None)

@@ -9,12 +9,6 @@ from ..gpu.kernel import Param
 from .attention_ways import Way
 
 
-def fits_one_dispatch(way: Way, n: int, heads: int, kv_heads: int) -> bool:
-    """Whether `add_split` can turn the queries and grow the cache, too: a key must be written by who reads it."""
-    group = heads // kv_heads
-    return n == 1 and way.heads(group) == group
-
-
 def add_split(
     plan: Plan,
     op: str,
@@ -29,7 +23,7 @@ def add_split(
     """shape: N, H, KV, HD -> [N, H * HD], and how many dispatches it took.
 
     Without `turn` (the parameters of lib/turn.wgsl) inputs are the queries [N, H * HD], and the cache has the step's
-    keys and values; else x, positions, freqs and perhaps norms, and the dispatch writes the cache, too.
+    keys and values; else x of one token, positions, freqs and perhaps norms, and the dispatch writes the cache, too.
     """
     n, heads, kv_heads, hd = shape
     group = heads // kv_heads

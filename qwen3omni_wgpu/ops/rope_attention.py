@@ -11,7 +11,7 @@ from ..reference.rope import Sections
 from .attention import TOLERANCE, attention
 from .attention_ways import Way, problem_of
 from .choice import choose
-from .flash_decode import add_split, fits_one_dispatch
+from .flash_decode import add_split
 from .guard import expect, require, workgroup_for
 from .guard import values as read_values
 from .rope import TOLERANCES, expect_cache, expect_turn, grown, rope_qkv, turn_params, turned
@@ -58,37 +58,23 @@ def rope_attention(
     floats = n * ((group + 2) * hd + 2 * group * rows + 8 * (group + 1))  # of workgroup memory
     fits = 4 * floats + 1024 <= plan.device.limits["max-compute-workgroup-storage-size"]
     turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
+    params = turn_params(plan, hd, freqs, style, sections, norms, eps)
+    inputs = [x, positions, freqs, *([norms] if norms is not None else [])]
     if n > MOST_TOKENS or rows > MOST_KEYS or not fits or values.dtype == "kv_q8":
         chosen = way or choose(plan.device, problem_of(n, heads, kv_heads, hd, values.dtype, rows, 0))
-        if chosen.kernel == "split" and fits_one_dispatch(chosen, n, heads, kv_heads):
-            return _split(plan, chosen, x, positions, freqs, heads, kv_heads, keys, values, scale, **turn)
-        q = rope_qkv(plan, x, positions, freqs, heads, kv_heads, keys, values, **turn)
-        return attention(plan, q, keys, values, heads, kv_heads, scale, way=chosen)
-    y = plan.empty((n, heads * hd), "f32", f"{x.name}.attention")
-    params = turn_params(plan, hd, freqs, style, sections, norms, eps)
-    params |= {"WG": workgroup_for(plan.device, max(hd, 2 * rows), 128), "N": n, "S": rows, "SCALE": float(scale)}
-    kernel = Kernel.of("rope_attention.wgsl", H=heads, KV=kv_heads, TO=keys.dtype, **params)
-    inputs = [x, positions, freqs, *([norms] if norms is not None else []), plan.state]
-    nbytes = keys.nbytes + values.nbytes + 8 * n * width
-    plan.add(op, kernel, inputs, [y, keys, values], (kv_heads, 1, 1), nbytes=nbytes, flops=4 * n * heads * hd * rows)
-    _check(plan, 1, x, positions, freqs, heads, kv_heads, keys, values, scale, y, **turn)
-    return y
-
-
-def _split(
-    plan: Plan, way: Way, x: Tensor, positions: Tensor, freqs: Tensor, heads: int, kv_heads: int, keys: Tensor,
-    values: Tensor, scale: float, *, style: str, sections: Sections, norms: Tensor | None, eps: float,
-) -> Tensor:  # fmt: skip
-    """One token over a long cache: its queries turned, its key and value cached, and the keys in parts."""
-    n, width = x.shape
-    hd = width // (heads + 2 * kv_heads)
-    most = way.most_keys(plan.device, heads // kv_heads, hd)
-    require("rope_attention", keys.shape[0] <= most, f"{keys.name} has {keys.shape[0]} rows, this device can do {most}")
-    inputs = [x, positions, freqs, *([norms] if norms is not None else [])]
-    params = turn_params(plan, hd, freqs, style, sections, norms, eps)
-    shape = (n, heads, kv_heads, hd)
-    y, steps = add_split(plan, "rope_attention", way, inputs, keys, values, shape, scale, params)
-    turn = {"style": style, "sections": sections, "norms": norms, "eps": eps}
+        if chosen.kernel != "split" or n > 1:
+            q = rope_qkv(plan, x, positions, freqs, heads, kv_heads, keys, values, **turn)
+            return attention(plan, q, keys, values, heads, kv_heads, scale, way=chosen)
+        most = chosen.most_keys(plan.device, group, hd)
+        require(op, rows <= most, f"{keys.name} has {rows} rows, this device can do {most}")
+        y, steps = add_split(plan, op, chosen, inputs, keys, values, (n, heads, kv_heads, hd), scale, params)
+    else:
+        y, steps = plan.empty((n, heads * hd), "f32", f"{x.name}.attention"), 1
+        params |= {"WG": workgroup_for(plan.device, max(hd, 2 * rows), 128), "N": n, "S": rows, "SCALE": float(scale)}
+        kernel = Kernel.of("rope_attention.wgsl", H=heads, KV=kv_heads, TO=keys.dtype, **params)
+        nbytes, flops = keys.nbytes + values.nbytes + 8 * n * width, 4 * n * heads * hd * rows
+        outputs = [y, keys, values]
+        plan.add(op, kernel, [*inputs, plan.state], outputs, (kv_heads, 1, 1), nbytes=nbytes, flops=flops)
     _check(plan, steps, x, positions, freqs, heads, kv_heads, keys, values, scale, y, **turn)
     return y
 

@@ -128,12 +128,3 @@ def test_how_many_dispatches_it_takes(device, counting, monkeypatch):
         freqs = plan.empty((HD // 2,), "f32", "freqs")
         ops.rope_attention(plan, x, positions, freqs, HEADS, KV, keys, values, 1.0, style="neox")
         assert len(plan.steps) == steps
-
-
-def test_query_heads_in_two_workgroups_take_two_dispatches(device):
-    """9 heads a key/value head go by 3: none of those workgroups could write the key that the others read."""
-    plan = Plan(device)
-    x, positions = plan.empty((1, 11 * 64), "f32", "x"), plan.empty((1, 3), "f32", "positions")
-    keys, values = (plan.empty((100, 64), "f32", name) for name in "kv")
-    ops.rope_attention(plan, x, positions, plan.empty((32,), "f32", "freqs"), 9, 1, keys, values, 1.0, style="neox")
-    assert [step.kernel.name for step in plan.steps] == ["rope_qkv", "flash_decode"]

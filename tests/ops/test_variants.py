@@ -1,6 +1,6 @@
 """Whatever the rule or the tuner chooses, the op passes the same cases: the candidates of the table's problems.
 
-By default a few of them, drawn anew in each run; all of them with `pytest -m variants` (an hour on a CPU).
+By default a few of them, drawn anew in each run; all of them with `pytest -m variants` (five to ten minutes on a CPU).
 """
 
 import random

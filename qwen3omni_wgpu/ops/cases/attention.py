@@ -161,6 +161,9 @@ CASES: tuple[Case, ...] = (
     # Blocks of 8-bit integers in the cache; heads that are no eights.
     *(case("rope_attention", n=n, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=s, qk_norm=n == 1, way=w)
       for n, s, w in ((1, 0, None), (2, 600, WAYS[1]))),
+    # Query heads of one key/value head in three and in two workgroups.
+    case("rope_attention", n=1, heads=9, kv=1, hd=64, style="neox", cache="f16", start=130, qk_norm=True, way=WAYS[1]),
+    case("rope_attention", n=1, heads=32, kv=2, hd=64, style="neox", cache="kv_q8", start=64, way=WAYS[0]),
     case("rope_qkv", n=5, heads=4, kv=2, hd=64, style="neox", cache="kv_q8", start=2),
     case("rope_qkv", n=3, heads=4, kv=2, hd=128, style="neox", cache="kv_q8", start=4, qk_norm=True),
     *(case("rope_qkv", n=3, heads=2, kv=1, hd=36, style="neox", cache=c, start=s) for c, s in (("f32", 0), ("f16", 4))),
